@@ -1,0 +1,166 @@
+//! Where things lie in the guest's physical address space. Modelled on QEMU's `virt`, because firmware and people know it.
+//!
+//! ```text
+//! 0x0000_0000  flash 0, flash 1 (64 MiB each)
+//! 0x0800_0000  GIC distributor     0x0802_0000  GICv2m frame     0x080A_0000  GIC redistributors
+//! 0x0900_0000  PL011               0x0901_0000  PL031            0x0902_0000  fw_cfg      0x0903_0000  PL061
+//! 0x0A00_0000  virtio-mmio (32 x 0x200)
+//! 0x1000_0000  PCIe 32-bit MMIO    0x3EFF_0000  PCIe PIO         0x3F00_0000  PCIe ECAM
+//! 0x4000_0000  RAM
+//! ```
+
+use crate::hypervisor::Spi;
+
+/// Most vCPUs a machine can have.
+pub const MAX_CPUS: u32 = 8;
+
+/// Size of one vCPU's GICv3 redistributor: the RD_base and SGI_base frames of 64 KiB each (GICv3 spec 12.10).
+pub const GIC_REDIST_SIZE: u64 = 0x2_0000;
+
+/// The PL011's interrupt: level, high.
+pub const UART_SPI: Spi = Spi(1);
+/// The PL031's interrupt: level, high.
+pub const RTC_SPI: Spi = Spi(2);
+/// The PL061's interrupt: level, high.
+pub const GPIO_SPI: Spi = Spi(7);
+/// INTA to INTD of the PCIe host bridge: level, high.
+pub const PCI_INTX_SPI: Spi = Spi(3);
+/// First virtio-mmio slot's interrupt.
+pub const VIRTIO_MMIO_SPI: Spi = Spi(16);
+/// First SPI that the GICv2m frame hands out.
+pub const V2M_SPI: Spi = Spi(48);
+/// How many SPIs the GICv2m frame hands out.
+pub const V2M_SPI_COUNT: u32 = 64;
+
+/// The PL061 line behind the power button (as in QEMU's `virt`).
+pub const POWER_BUTTON_GPIO: u32 = 3;
+
+/// PPI numbers (INTID - 16) of the timers: secure physical, non-secure physical, virtual, hypervisor physical.
+pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
+
+/// A range of guest physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// First address.
+    pub base: u64,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+impl Window {
+    /// The window of `size` bytes at `base`.
+    pub const fn new(base: u64, size: u64) -> Self {
+        Window { base, size }
+    }
+
+    /// First address behind the window.
+    pub const fn end(self) -> u64 {
+        self.base + self.size
+    }
+
+    /// Whether `addr` lies inside.
+    pub const fn contains(self, addr: u64) -> bool {
+        addr >= self.base && addr - self.base < self.size
+    }
+
+    /// Whether the two windows share an address.
+    pub const fn overlaps(self, other: Window) -> bool {
+        self.base < other.end() && other.base < self.end()
+    }
+}
+
+/// One machine's address map. A value, not constants: a hypervisor's own interrupt controller may dictate sizes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The two flash banks.
+    pub flash: [Window; 2],
+    /// GIC distributor.
+    pub gic_dist: Window,
+    /// GICv2m MSI frame.
+    pub gic_v2m: Window,
+    /// GIC redistributors, one [`GIC_REDIST_SIZE`] a vCPU.
+    pub gic_redist: Window,
+    /// PL011.
+    pub uart: Window,
+    /// PL031.
+    pub rtc: Window,
+    /// fw_cfg.
+    pub fw_cfg: Window,
+    /// PL061.
+    pub gpio: Window,
+    /// The 32 virtio-mmio slots.
+    pub virtio_mmio: Window,
+    /// PCIe memory below 4 GiB.
+    pub pci_mmio32: Window,
+    /// PCIe port I/O.
+    pub pci_pio: Window,
+    /// PCIe configuration space (ECAM), 16 buses.
+    pub pci_ecam: Window,
+    /// RAM.
+    pub ram: Window,
+}
+
+/// Where RAM begins.
+pub const RAM_BASE: u64 = 0x4000_0000;
+
+impl Layout {
+    /// The map of a machine with `cpus` vCPUs and `ram` bytes of memory.
+    pub const fn new(cpus: u32, ram: u64) -> Self {
+        Layout {
+            flash: [Window::new(0, 0x0400_0000), Window::new(0x0400_0000, 0x0400_0000)],
+            gic_dist: Window::new(0x0800_0000, 0x1_0000),
+            gic_v2m: Window::new(0x0802_0000, 0x1000),
+            gic_redist: Window::new(0x080A_0000, GIC_REDIST_SIZE * cpus as u64),
+            uart: Window::new(0x0900_0000, 0x1000),
+            rtc: Window::new(0x0901_0000, 0x1000),
+            fw_cfg: Window::new(0x0902_0000, 0x18),
+            gpio: Window::new(0x0903_0000, 0x1000),
+            virtio_mmio: Window::new(0x0A00_0000, 32 * 0x200),
+            pci_mmio32: Window::new(0x1000_0000, 0x2EFF_0000),
+            pci_pio: Window::new(0x3EFF_0000, 0x1_0000),
+            pci_ecam: Window::new(0x3F00_0000, 0x0100_0000),
+            ram: Window::new(RAM_BASE, ram),
+        }
+    }
+
+    /// Every window with its name, in no particular order.
+    pub fn windows(&self) -> [(&'static str, Window); 14] {
+        [
+            ("flash 0", self.flash[0]),
+            ("flash 1", self.flash[1]),
+            ("GIC distributor", self.gic_dist),
+            ("GICv2m frame", self.gic_v2m),
+            ("GIC redistributors", self.gic_redist),
+            ("PL011", self.uart),
+            ("PL031", self.rtc),
+            ("fw_cfg", self.fw_cfg),
+            ("PL061", self.gpio),
+            ("virtio-mmio", self.virtio_mmio),
+            ("PCIe MMIO", self.pci_mmio32),
+            ("PCIe PIO", self.pci_pio),
+            ("PCIe ECAM", self.pci_ecam),
+            ("RAM", self.ram),
+        ]
+    }
+}
+
+/// MPIDR_EL1 affinity (Aff0) of vCPU `id`: what the device tree's `reg` says and PSCI CPU_ON takes.
+pub const fn mpidr(id: u32) -> u64 {
+    id as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_windows_overlap() {
+        let layout = Layout::new(MAX_CPUS, 1 << 30);
+        let windows = layout.windows();
+        for (i, (a_name, a)) in windows.iter().enumerate() {
+            for (b_name, b) in &windows[i + 1..] {
+                assert!(!a.overlaps(*b), "{a_name} {a:x?} overlaps {b_name} {b:x?}");
+            }
+        }
+    }
+}

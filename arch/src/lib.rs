@@ -1,0 +1,13 @@
+//! How a guest CPU runs: the hypervisor seam, what its trap-level backends share, and the backends.
+//!
+//! This crate knows no device and no file; it turns guest execution into [`VcpuExit`]s and interrupts into guest exceptions.
+
+pub mod aarch64;
+pub mod hypervisor;
+pub mod memory;
+pub mod soft;
+
+pub use hypervisor::{
+    Accel, BootState, Hypervisor, HypervisorError, IrqChip, Kick, Kicker, Spi, Vcpu, VcpuExit, Vm, VmConfig,
+};
+pub use memory::GuestMemory;

@@ -1,0 +1,1 @@
+//! What lies in guest memory before the first instruction.

@@ -1,0 +1,2 @@
+//! The hvrun command.
+fn main() {}

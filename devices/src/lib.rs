@@ -1,0 +1,1 @@
+//! Everything the guest sees behind an address.

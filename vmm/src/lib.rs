@@ -1,0 +1,1 @@
+//! The library: a machine description, a machine, a running virtual machine.
