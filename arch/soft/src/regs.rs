@@ -61,8 +61,9 @@ impl Flags {
 #[derive(Debug, Clone)]
 #[repr(C, align(16))]
 pub struct Regs {
-    /// X0 to X30, then [`ZR`], [`SP`] and [`SINK`]. Nothing may write index [`ZR`].
-    pub x: [u64; 34],
+    /// X0 to X30, then [`ZR`], [`SP`] and [`SINK`]. Nothing may write index [`ZR`]. As long as a `u8` can count, so that
+    /// the interpreter's register numbers need no bounds check; the tail is never touched.
+    pub x: [u64; 256],
     /// N, Z, C and V.
     pub flags: Flags,
     /// V0 to V31, lane 0 in the least significant bits.
@@ -75,7 +76,7 @@ pub struct Regs {
 
 impl Default for Regs {
     fn default() -> Self {
-        let mut regs = Regs { x: [0; 34], flags: Flags::default(), q: [0; 32], fpcr: 0, fpsr: 0 };
+        let mut regs = Regs { x: [0; 256], flags: Flags::default(), q: [0; 32], fpcr: 0, fpsr: 0 };
         regs.flags.set_nzcv(0);
         regs
     }

@@ -1,0 +1,301 @@
+//! Loads and stores of one or two registers (Arm ARM C4.1.94): the fast path over the TLB. What misses is in `memory`.
+
+use super::x;
+use crate::cpu::Cpu;
+use crate::host;
+use crate::machine::PAGE_SIZE;
+use crate::mmu::{Access, Privilege};
+use crate::op::{At, Next};
+
+const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
+
+/// How the address is formed; a const parameter of the handlers.
+pub(crate) mod mode {
+    /// Base and constant.
+    pub const IMM: u8 = 0;
+    /// Base and constant, written back, before the access.
+    pub const PRE: u8 = 1;
+    /// Base; base and constant written back.
+    pub const POST: u8 = 2;
+    /// Base and shifted register.
+    pub const REG: u8 = 3;
+    /// Base and shifted, zero-extended 32-bit register.
+    pub const REG_UXTW: u8 = 4;
+    /// Base and shifted, sign-extended 32-bit register.
+    pub const REG_SXTW: u8 = 5;
+    /// As `IMM`, with EL0's permissions (LDTR, STTR).
+    pub const UNPRIVILEGED: u8 = 6;
+    /// Relative to the executed page.
+    pub const LITERAL: u8 = 7;
+}
+
+/// What is transferred; a const parameter of [`single`].
+pub(crate) mod kind {
+    /// Plus log2 of the bytes.
+    pub const STORE: u8 = 0;
+    /// Plus log2 of the bytes.
+    pub const LOAD: u8 = 4;
+    /// Sign-extended to 64 bits, plus log2 of the bytes.
+    pub const LOAD_S64: u8 = 8;
+    /// Sign-extended to 32 bits, plus log2 of the bytes.
+    pub const LOAD_S32: u8 = 11;
+    /// Plus log2 of the bytes.
+    pub const STORE_SIMD: u8 = 13;
+    /// Plus log2 of the bytes.
+    pub const LOAD_SIMD: u8 = 18;
+}
+
+#[inline(always)]
+pub(crate) fn load<const LOG2: u8, const UNPRIVILEGED: bool>(
+    cpu: &mut Cpu,
+    at: At,
+    va: u64,
+    iss: u64,
+) -> Result<u64, Next> {
+    let entry = if UNPRIVILEGED { cpu.tlb.entry_of(va, Privilege::El0) } else { cpu.tlb.entry(va) };
+    // The last byte's page against the first byte's entry: an access that crosses a page cannot match.
+    if va.wrapping_add((1 << LOG2) - 1) & PAGE_MASK == entry.read {
+        // SAFETY: the entry says that this page is readable guest memory at that host address.
+        Ok(unsafe { host::read::<LOG2>(va.wrapping_add(entry.addend)) })
+    } else {
+        let who = if UNPRIVILEGED { Privilege::El0 } else { cpu.privilege() };
+        cpu.load_slow(at, va, LOG2, who, iss)
+    }
+}
+
+#[inline(always)]
+pub(crate) fn store<const LOG2: u8, const UNPRIVILEGED: bool>(
+    cpu: &mut Cpu,
+    at: At,
+    va: u64,
+    value: u64,
+    iss: u64,
+) -> Result<(), Next> {
+    let entry = if UNPRIVILEGED { cpu.tlb.entry_of(va, Privilege::El0) } else { cpu.tlb.entry(va) };
+    if va.wrapping_add((1 << LOG2) - 1) & PAGE_MASK == entry.write {
+        // SAFETY: the entry says that this page is writable guest memory at that host address.
+        unsafe { host::write::<LOG2>(va.wrapping_add(entry.addend), value) };
+        Ok(())
+    } else {
+        let who = if UNPRIVILEGED { Privilege::El0 } else { cpu.privilege() };
+        cpu.store_slow(at, va, LOG2, value, who, iss)
+    }
+}
+
+/// Loads two registers' worth of 1 << `LOG2` bytes each.
+#[inline(always)]
+pub(crate) fn load_two<const LOG2: u8>(cpu: &mut Cpu, at: At, va: u64) -> Result<(u64, u64), Next> {
+    let entry = cpu.tlb.entry(va);
+    if va.wrapping_add((2 << LOG2) - 1) & PAGE_MASK == entry.read {
+        let host = va.wrapping_add(entry.addend);
+        // SAFETY: the entry says that this page is readable guest memory at that host address.
+        return Ok(unsafe { (host::read::<LOG2>(host), host::read::<LOG2>(host + (1 << LOG2))) });
+    }
+    let who = cpu.privilege();
+    let first = cpu.load_slow(at, va, LOG2, who, 0)?;
+    Ok((first, cpu.load_slow(at, va.wrapping_add(1 << LOG2), LOG2, who, 0)?))
+}
+
+/// Stores two registers' worth of 1 << `LOG2` bytes each.
+#[inline(always)]
+pub(crate) fn store_two<const LOG2: u8>(
+    cpu: &mut Cpu,
+    at: At,
+    va: u64,
+    values: (u64, u64),
+) -> Result<(), Next> {
+    let entry = cpu.tlb.entry(va);
+    if va.wrapping_add((2 << LOG2) - 1) & PAGE_MASK == entry.write {
+        let host = va.wrapping_add(entry.addend);
+        // SAFETY: the entry says that this page is writable guest memory at that host address.
+        unsafe {
+            host::write::<LOG2>(host, values.0);
+            host::write::<LOG2>(host + (1 << LOG2), values.1);
+        }
+        return Ok(());
+    }
+    let who = cpu.privilege();
+    cpu.store_slow(at, va, LOG2, values.0, who, 0)?;
+    cpu.store_slow(at, va.wrapping_add(1 << LOG2), LOG2, values.1, who, 0)
+}
+
+#[inline(always)]
+fn address<const MODE: u8>(cpu: &Cpu, at: At) -> u64 {
+    match MODE {
+        mode::POST => x(cpu, at.b),
+        mode::REG => x(cpu, at.b).wrapping_add(x(cpu, at.c) << (at.d & 7)),
+        mode::REG_UXTW => x(cpu, at.b).wrapping_add(u64::from(x(cpu, at.c) as u32) << (at.d & 7)),
+        mode::REG_SXTW => x(cpu, at.b).wrapping_add((x(cpu, at.c) as i32 as u64) << (at.d & 7)),
+        mode::LITERAL => cpu.page_va.wrapping_add(at.imm()),
+        _ => x(cpu, at.b).wrapping_add(at.imm()),
+    }
+}
+
+#[inline(always)]
+fn write_back<const MODE: u8>(cpu: &mut Cpu, at: At) {
+    if MODE == mode::PRE || MODE == mode::POST {
+        let base = x(cpu, at.b);
+        cpu.regs.x[usize::from(at.b)] = base.wrapping_add(at.imm());
+    }
+}
+
+macro_rules! attempt {
+    ($e:expr) => {
+        match $e {
+            Ok(value) => value,
+            Err(next) => return next,
+        }
+    };
+}
+pub(crate) use attempt;
+
+/// Calls `load` or `store` for a size that follows from a const parameter.
+macro_rules! sized {
+    ($log2:expr, $f:ident, $unprivileged:ident, $($arg:expr),*) => {
+        match $log2 {
+            0 => $f::<0, $unprivileged>($($arg),*),
+            1 => $f::<1, $unprivileged>($($arg),*),
+            2 => $f::<2, $unprivileged>($($arg),*),
+            _ => $f::<3, $unprivileged>($($arg),*),
+        }
+    };
+}
+
+#[inline(always)]
+fn transfer<const KIND: u8, const UNPRIVILEGED: bool>(cpu: &mut Cpu, at: At, va: u64) -> Result<(), Next> {
+    let iss = at.imm2();
+    let a = usize::from(at.a);
+    match KIND {
+        kind::STORE..kind::LOAD => {
+            let value = cpu.regs.x[a];
+            sized!(KIND - kind::STORE, store, UNPRIVILEGED, cpu, at, va, value, iss)?;
+        }
+        kind::LOAD..kind::LOAD_S64 => {
+            cpu.regs.x[a] = sized!(KIND - kind::LOAD, load, UNPRIVILEGED, cpu, at, va, iss)?;
+        }
+        kind::LOAD_S64..kind::LOAD_S32 => {
+            let log2 = KIND - kind::LOAD_S64;
+            let value = sized!(log2, load, UNPRIVILEGED, cpu, at, va, iss)?;
+            let shift = 64 - (8 << log2);
+            cpu.regs.x[a] = ((value << shift) as i64 >> shift) as u64;
+        }
+        kind::LOAD_S32..kind::STORE_SIMD => {
+            let log2 = KIND - kind::LOAD_S32;
+            let value = sized!(log2, load, UNPRIVILEGED, cpu, at, va, iss)?;
+            let shift = 32 - (8 << log2);
+            let extended = (((value as u32) << shift) as i32 >> shift) as u32;
+            cpu.regs.x[a] = u64::from(extended);
+        }
+        kind::STORE_SIMD..kind::LOAD_SIMD => {
+            let value = cpu.regs.q[a & 31];
+            if KIND == kind::STORE_SIMD + 4 {
+                store_two::<3>(cpu, at, va, (value as u64, (value >> 64) as u64))?;
+            } else {
+                sized!(KIND - kind::STORE_SIMD, store, UNPRIVILEGED, cpu, at, va, value as u64, iss)?;
+            }
+        }
+        _ => {
+            cpu.regs.q[a & 31] = if KIND == kind::LOAD_SIMD + 4 {
+                let (low, high) = load_two::<3>(cpu, at, va)?;
+                u128::from(high) << 64 | u128::from(low)
+            } else {
+                u128::from(sized!(KIND - kind::LOAD_SIMD, load, UNPRIVILEGED, cpu, at, va, iss)?)
+            };
+        }
+    }
+    Ok(())
+}
+
+/// One register. `a` is transferred, `b` the base, `c` the index shifted by `d`; the second constant is the ISS.
+pub(crate) fn single<const KIND: u8, const MODE: u8>(cpu: &mut Cpu, at: At) -> Next {
+    let va = address::<MODE>(cpu, at);
+    if MODE == mode::UNPRIVILEGED {
+        attempt!(transfer::<KIND, true>(cpu, at, va));
+    } else {
+        attempt!(transfer::<KIND, false>(cpu, at, va));
+    }
+    write_back::<MODE>(cpu, at);
+    at.next(cpu)
+}
+
+/// LDP, STP of general registers `a` and `c`. `SIGNED` is LDPSW.
+pub(crate) fn pair<const LOAD: bool, const LOG2: u8, const SIGNED: bool, const MODE: u8>(
+    cpu: &mut Cpu,
+    at: At,
+) -> Next {
+    let va = address::<MODE>(cpu, at);
+    if LOAD {
+        let (first, second) = attempt!(load_two::<LOG2>(cpu, at, va));
+        let extend = |value: u64| if SIGNED { value as i32 as u64 } else { value };
+        write_back::<MODE>(cpu, at);
+        cpu.regs.x[usize::from(at.a)] = extend(first);
+        cpu.regs.x[usize::from(at.c)] = extend(second);
+    } else {
+        let values = (x(cpu, at.a), x(cpu, at.c));
+        attempt!(store_two::<LOG2>(cpu, at, va, values));
+        write_back::<MODE>(cpu, at);
+    }
+    at.next(cpu)
+}
+
+/// LDP, STP of SIMD registers `a` and `c`.
+pub(crate) fn pair_simd<const LOAD: bool, const LOG2: u8, const MODE: u8>(cpu: &mut Cpu, at: At) -> Next {
+    let va = address::<MODE>(cpu, at);
+    let (a, c) = (usize::from(at.a & 31), usize::from(at.c & 31));
+    if LOG2 == 4 {
+        let second = va.wrapping_add(16);
+        if LOAD {
+            let (a0, a1) = attempt!(load_two::<3>(cpu, at, va));
+            let (c0, c1) = attempt!(load_two::<3>(cpu, at, second));
+            cpu.regs.q[a] = u128::from(a1) << 64 | u128::from(a0);
+            cpu.regs.q[c] = u128::from(c1) << 64 | u128::from(c0);
+        } else {
+            let (qa, qc) = (cpu.regs.q[a], cpu.regs.q[c]);
+            attempt!(store_two::<3>(cpu, at, va, (qa as u64, (qa >> 64) as u64)));
+            attempt!(store_two::<3>(cpu, at, second, (qc as u64, (qc >> 64) as u64)));
+        }
+    } else if LOAD {
+        let (first, second) = if LOG2 == 3 {
+            attempt!(load_two::<3>(cpu, at, va))
+        } else {
+            attempt!(load_two::<2>(cpu, at, va))
+        };
+        cpu.regs.q[a] = u128::from(first);
+        cpu.regs.q[c] = u128::from(second);
+    } else {
+        let values = (cpu.regs.q[a] as u64, cpu.regs.q[c] as u64);
+        if LOG2 == 3 {
+            attempt!(store_two::<3>(cpu, at, va, values));
+        } else {
+            attempt!(store_two::<2>(cpu, at, va, values));
+        }
+    }
+    write_back::<MODE>(cpu, at);
+    at.next(cpu)
+}
+
+/// Raises the stack alignment fault if SP is not a multiple of 16 and the checks are on (Arm ARM D1.3.10). Stands before
+/// the first access through SP in a block.
+pub(crate) fn check_sp(cpu: &mut Cpu, at: At) -> Next {
+    if cpu.regs.x[crate::regs::SP] & 15 != 0 && cpu.checks_sp() {
+        return cpu.raise(at, crate::exception::ec::SP_ALIGNMENT, 0);
+    }
+    at.next(cpu)
+}
+
+/// DC ZVA: zeroes the aligned block of 64 bytes at `a`.
+pub(crate) fn zero_block(cpu: &mut Cpu, at: At) -> Next {
+    let va = x(cpu, at.a) & !(crate::sysreg::ZVA_BYTES - 1);
+    let entry = cpu.tlb.entry(va);
+    let host = if va & PAGE_MASK == entry.write {
+        va.wrapping_add(entry.addend)
+    } else {
+        let who = cpu.privilege();
+        attempt!(cpu.locate(at, va, crate::sysreg::ZVA_BYTES, Access::Write, who, 0))
+    };
+    for i in 0..crate::sysreg::ZVA_BYTES / 8 {
+        // SAFETY: the block is aligned, so that it lies in the page that was found writable.
+        unsafe { host::write::<3>(host + 8 * i, 0) };
+    }
+    at.next(cpu)
+}
