@@ -267,42 +267,42 @@ fn simd(word: u32, shape: Option<Shape>) -> Option<Fp> {
     }
 }
 
-/// The opcode (5 bits at `low`) with U (bit 29) and size<1> (bit 23) above it: `U a opcode`.
-fn key(word: u32, low: u32) -> u32 {
-    bits(word, 29, 1) << 6 | bits(word, 23, 1) << 5 | bits(word, low, 5)
+/// What selects an instruction: U (bit 29) and size<1> (bit 23) as two bits, and the opcode (5 bits at `low`).
+fn key(word: u32, low: u32) -> (u32, u32) {
+    (bits(word, 29, 1) << 1 | bits(word, 23, 1), bits(word, low, 5))
 }
 
 /// Advanced SIMD (scalar) three same.
 fn three_same(word: u32, shape: Shape) -> Option<Fp> {
     let (rd, rn, rm) = (rd(word), rn(word), rm(word));
     let (op, only_vector) = match key(word, 11) {
-        0b0_1_11111 => (BinaryOp::RsqrtStep, false),
-        0b0_0_11111 => (BinaryOp::RecipStep, false),
-        0b0_0_11011 => (BinaryOp::MulX, false),
-        0b0_0_11100 => (BinaryOp::Eq, false),
-        0b1_0_11100 => (BinaryOp::Ge, false),
-        0b1_1_11100 => (BinaryOp::Gt, false),
-        0b1_0_11101 => (BinaryOp::AbsGe, false),
-        0b1_1_11101 => (BinaryOp::AbsGt, false),
-        0b1_1_11010 => (BinaryOp::AbsDiff, false),
-        0b0_0_11000 => (BinaryOp::MaxNum, true),
-        0b0_1_11000 => (BinaryOp::MinNum, true),
-        0b0_0_11010 => (BinaryOp::Add, true),
-        0b0_1_11010 => (BinaryOp::Sub, true),
-        0b0_0_11110 => (BinaryOp::Max, true),
-        0b0_1_11110 => (BinaryOp::Min, true),
-        0b1_0_11011 => (BinaryOp::Mul, true),
-        0b1_0_11111 => (BinaryOp::Div, true),
+        (0b01, 0b11111) => (BinaryOp::RsqrtStep, false),
+        (0b00, 0b11111) => (BinaryOp::RecipStep, false),
+        (0b00, 0b11011) => (BinaryOp::MulX, false),
+        (0b00, 0b11100) => (BinaryOp::Eq, false),
+        (0b10, 0b11100) => (BinaryOp::Ge, false),
+        (0b11, 0b11100) => (BinaryOp::Gt, false),
+        (0b10, 0b11101) => (BinaryOp::AbsGe, false),
+        (0b11, 0b11101) => (BinaryOp::AbsGt, false),
+        (0b11, 0b11010) => (BinaryOp::AbsDiff, false),
+        (0b00, 0b11000) => (BinaryOp::MaxNum, true),
+        (0b01, 0b11000) => (BinaryOp::MinNum, true),
+        (0b00, 0b11010) => (BinaryOp::Add, true),
+        (0b01, 0b11010) => (BinaryOp::Sub, true),
+        (0b00, 0b11110) => (BinaryOp::Max, true),
+        (0b01, 0b11110) => (BinaryOp::Min, true),
+        (0b10, 0b11011) => (BinaryOp::Mul, true),
+        (0b10, 0b11111) => (BinaryOp::Div, true),
         _ if is_scalar(word) => return None,
-        0b0_0_11001 => return Some(Fp::Accumulate { sub: false, shape, rd, rn, rm }),
-        0b0_1_11001 => return Some(Fp::Accumulate { sub: true, shape, rd, rn, rm }),
+        (0b00, 0b11001) => return Some(Fp::Accumulate { sub: false, shape, rd, rn, rm }),
+        (0b01, 0b11001) => return Some(Fp::Accumulate { sub: true, shape, rd, rn, rm }),
         other => {
             let op = match other {
-                0b1_0_11000 => BinaryOp::MaxNum,
-                0b1_1_11000 => BinaryOp::MinNum,
-                0b1_0_11010 => BinaryOp::Add,
-                0b1_0_11110 => BinaryOp::Max,
-                0b1_1_11110 => BinaryOp::Min,
+                (0b10, 0b11000) => BinaryOp::MaxNum,
+                (0b11, 0b11000) => BinaryOp::MinNum,
+                (0b10, 0b11010) => BinaryOp::Add,
+                (0b10, 0b11110) => BinaryOp::Max,
+                (0b11, 0b11110) => BinaryOp::Min,
                 _ => return None,
             };
             return Some(Fp::Pairwise { op, shape, rd, rn, rm });
@@ -314,11 +314,12 @@ fn three_same(word: u32, shape: Shape) -> Option<Fp> {
 /// FCVTN, FCVTXN, FCVTL: two-register miscellaneous, but Q selects a half.
 fn change_width(word: u32) -> Option<Fp> {
     let (rd, rn, high, double) = (rd(word), rn(word), bit(word, 30), bit(word, 22));
-    match (key(word, 12), is_scalar(word)) {
-        (0b0_0_10110, false) => Some(Fp::Narrow { double, high, odd: false, rd, rn }),
-        (0b0_0_10111, false) => Some(Fp::Widen { double, high, rd, rn }),
-        (0b1_0_10110, false) if double => Some(Fp::Narrow { double, high, odd: true, rd, rn }),
-        (0b1_0_10110, true) if double => Some(Fp::ConvertOdd { rd, rn }),
+    let (u_size, opcode) = key(word, 12);
+    match (u_size, opcode, is_scalar(word)) {
+        (0b00, 0b10110, false) => Some(Fp::Narrow { double, high, odd: false, rd, rn }),
+        (0b00, 0b10111, false) => Some(Fp::Widen { double, high, rd, rn }),
+        (0b10, 0b10110, false) if double => Some(Fp::Narrow { double, high, odd: true, rd, rn }),
+        (0b10, 0b10110, true) if double => Some(Fp::ConvertOdd { rd, rn }),
         _ => None,
     }
 }
@@ -329,32 +330,32 @@ fn two_misc(word: u32, shape: Shape) -> Option<Fp> {
     let signed = !bit(word, 29);
     let to_int = |rounding| Some(Fp::ToInt { rounding, signed, fbits: 0, shape, rd, rn });
     let (op, only_vector) = match key(word, 12) {
-        0b0_1_01100 => (UnaryOp::GtZero, false),
-        0b0_1_01101 => (UnaryOp::EqZero, false),
-        0b0_1_01110 => (UnaryOp::LtZero, false),
-        0b1_1_01100 => (UnaryOp::GeZero, false),
-        0b1_1_01101 => (UnaryOp::LeZero, false),
-        0b0_1_11101 => (UnaryOp::RecipEstimate, false),
-        0b1_1_11101 => (UnaryOp::RsqrtEstimate, false),
-        0b0_1_11111 if is_scalar(word) => (UnaryOp::RecipExponent, false),
-        0b0_0_11010 | 0b1_0_11010 => return to_int(Rounding::TieEven),
-        0b0_0_11011 | 0b1_0_11011 => return to_int(Rounding::NegInf),
-        0b0_0_11100 | 0b1_0_11100 => return to_int(Rounding::TieAway),
-        0b0_1_11010 | 0b1_1_11010 => return to_int(Rounding::PosInf),
-        0b0_1_11011 | 0b1_1_11011 => return to_int(Rounding::Zero),
-        0b0_0_11101 | 0b1_0_11101 => return Some(Fp::FromInt { signed, fbits: 0, shape, rd, rn }),
-        0b0_1_01111 => (UnaryOp::Abs, true),
-        0b1_1_01111 => (UnaryOp::Neg, true),
-        0b1_1_11111 => (UnaryOp::Sqrt, true),
-        0b0_0_11000 => (UnaryOp::RoundTieEven, true),
-        0b0_0_11001 => (UnaryOp::RoundNegInf, true),
-        0b0_1_11000 => (UnaryOp::RoundPosInf, true),
-        0b0_1_11001 => (UnaryOp::RoundZero, true),
-        0b1_0_11000 => (UnaryOp::RoundTieAway, true),
-        0b1_0_11001 => (UnaryOp::RoundExact, true),
-        0b1_1_11001 => (UnaryOp::RoundCurrent, true),
-        0b0_1_11100 if !bit(word, 22) => (UnaryOp::UnsignedRecipEstimate, true),
-        0b1_1_11100 if !bit(word, 22) => (UnaryOp::UnsignedRsqrtEstimate, true),
+        (0b01, 0b01100) => (UnaryOp::GtZero, false),
+        (0b01, 0b01101) => (UnaryOp::EqZero, false),
+        (0b01, 0b01110) => (UnaryOp::LtZero, false),
+        (0b11, 0b01100) => (UnaryOp::GeZero, false),
+        (0b11, 0b01101) => (UnaryOp::LeZero, false),
+        (0b01, 0b11101) => (UnaryOp::RecipEstimate, false),
+        (0b11, 0b11101) => (UnaryOp::RsqrtEstimate, false),
+        (0b01, 0b11111) if is_scalar(word) => (UnaryOp::RecipExponent, false),
+        (0b00, 0b11010) | (0b10, 0b11010) => return to_int(Rounding::TieEven),
+        (0b00, 0b11011) | (0b10, 0b11011) => return to_int(Rounding::NegInf),
+        (0b00, 0b11100) | (0b10, 0b11100) => return to_int(Rounding::TieAway),
+        (0b01, 0b11010) | (0b11, 0b11010) => return to_int(Rounding::PosInf),
+        (0b01, 0b11011) | (0b11, 0b11011) => return to_int(Rounding::Zero),
+        (0b00, 0b11101) | (0b10, 0b11101) => return Some(Fp::FromInt { signed, fbits: 0, shape, rd, rn }),
+        (0b01, 0b01111) => (UnaryOp::Abs, true),
+        (0b11, 0b01111) => (UnaryOp::Neg, true),
+        (0b11, 0b11111) => (UnaryOp::Sqrt, true),
+        (0b00, 0b11000) => (UnaryOp::RoundTieEven, true),
+        (0b00, 0b11001) => (UnaryOp::RoundNegInf, true),
+        (0b01, 0b11000) => (UnaryOp::RoundPosInf, true),
+        (0b01, 0b11001) => (UnaryOp::RoundZero, true),
+        (0b10, 0b11000) => (UnaryOp::RoundTieAway, true),
+        (0b10, 0b11001) => (UnaryOp::RoundExact, true),
+        (0b11, 0b11001) => (UnaryOp::RoundCurrent, true),
+        (0b01, 0b11100) if !bit(word, 22) => (UnaryOp::UnsignedRecipEstimate, true),
+        (0b11, 0b11100) if !bit(word, 22) => (UnaryOp::UnsignedRsqrtEstimate, true),
         _ => return None,
     };
     (!(only_vector && is_scalar(word))).then_some(Fp::Unary { op, shape, rd, rn })

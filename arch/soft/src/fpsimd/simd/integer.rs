@@ -195,9 +195,11 @@ pub(super) fn unary(regs: &mut Regs, op: UnaryOp, size: Esize, bytes: u8, rd: u8
         UnaryOp::Rev16 => map1(regs, rd, rn, u16::swap_bytes),
         UnaryOp::Cls => each_signed!(size, T => map1(regs, rd, rn, |x: T| {
             // Bits equal to the sign bit, without the sign bit itself.
-            ((x ^ (x >> 1)) & T::MAX).leading_zeros() as T - 1
+            (i64::from(((x ^ (x >> 1)) & T::MAX).leading_zeros()) - 1) as T
         })),
-        UnaryOp::Clz => each_unsigned!(size, T => map1(regs, rd, rn, |x: T| x.leading_zeros() as T)),
+        UnaryOp::Clz => {
+            each_unsigned!(size, T => map1(regs, rd, rn, |x: T| u64::from(x.leading_zeros()) as T))
+        }
         UnaryOp::Cnt => map1(regs, rd, rn, |x: u8| x.count_ones() as u8),
         UnaryOp::Not => map1(regs, rd, rn, |x: u64| !x),
         UnaryOp::Rbit => map1(regs, rd, rn, u8::reverse_bits),
@@ -263,15 +265,15 @@ pub(super) fn across(regs: &mut Regs, op: AcrossOp, size: Esize, q: bool, rd: u8
 /// SADDLV, UADDLV: the sum, of twice the element's width.
 fn across_long(regs: &mut Regs, op: AcrossOp, size: Esize, q: bool, rd: u8, rn: u8) {
     macro_rules! sum {
-        ($each:ident) => {
+        ($each:ident, $X:ident) => {
             $each!(size, T => {
                 let lanes = T::view(reg(regs, rn));
                 let count = if q { lanes.len() } else { lanes.len() / 2 };
-                lanes[..count].iter().fold(0u64, |sum, &x| sum.wrapping_add(x as u64))
+                lanes[..count].iter().fold(0, |sum: $X, &x| sum.wrapping_add($X::from(x)))
             })
         };
     }
-    let sum = if op == AcrossOp::Saddlv { sum!(each_signed) } else { sum!(each_unsigned) };
+    let sum = if op == AcrossOp::Saddlv { sum!(each_signed, i64) as u64 } else { sum!(each_unsigned, u64) };
     *reg_mut(regs, rd) = u128::from(sum);
     trim(regs, rd, size.bytes().saturating_mul(2).min(8));
 }

@@ -595,8 +595,12 @@ const _: () = assert!(size_of::<Simd>() <= 16);
 pub fn execute(insn: &Simd, regs: &mut Regs) {
     match *insn {
         Simd::Logic { op, q, rd, rn, rm } => integer::logic(regs, op, q, rd, rn, rm),
-        Simd::ThreeSame { op, size, bytes, rd, rn, rm } => integer::three_same(regs, op, size, bytes, rd, rn, rm),
-        Simd::ShiftReg { op, size, bytes, rd, rn, rm } => shift::by_register(regs, op, size, bytes, rd, rn, rm),
+        Simd::ThreeSame { op, size, bytes, rd, rn, rm } => {
+            integer::three_same(regs, op, size, bytes, rd, rn, rm)
+        }
+        Simd::ShiftReg { op, size, bytes, rd, rn, rm } => {
+            shift::by_register(regs, op, size, bytes, rd, rn, rm)
+        }
         Simd::Multiply { op, size, bytes, rd, rn, rm } => {
             integer::multiply(regs, op, size, bytes, rd, rn, lane::Whole(rm))
         }
@@ -613,13 +617,17 @@ pub fn execute(insn: &Simd, regs: &mut Regs) {
             long::multiply(regs, op, size, part, rd, rn, lane::Element { rm, index })
         }
         Simd::Wide { op, size, high, rd, rn, rm } => long::wide(regs, op, size, high, rd, rn, rm),
-        Simd::HighNarrow { op, size, high, rd, rn, rm } => long::high_narrow(regs, op, size, high, rd, rn, rm),
+        Simd::HighNarrow { op, size, high, rd, rn, rm } => {
+            long::high_narrow(regs, op, size, high, rd, rn, rm)
+        }
         Simd::Pmull64 { high, rd, rn, rm } => long::pmull64(regs, high, rd, rn, rm),
         Simd::Unary { op, size, bytes, rd, rn } => integer::unary(regs, op, size, bytes, rd, rn),
         Simd::PairwiseLong { op, size, q, rd, rn } => long::pairwise_long(regs, op, size, q, rd, rn),
         Simd::Narrow { op, size, part, rd, rn } => long::narrow(regs, op, size, part, rd, rn),
         Simd::Across { op, size, q, rd, rn } => integer::across(regs, op, size, q, rd, rn),
-        Simd::DupElement { size, bytes, rd, rn, index } => permute::dup_element(regs, size, bytes, rd, rn, index),
+        Simd::DupElement { size, bytes, rd, rn, index } => {
+            permute::dup_element(regs, size, bytes, rd, rn, index)
+        }
         Simd::DupGeneral { size, q, rd, rn } => permute::dup_general(regs, size, q, rd, rn),
         Simd::InsGeneral { size, rd, index, rn } => permute::ins_general(regs, size, rd, index, rn),
         Simd::InsElement { size, rd, to, rn, from } => permute::ins_element(regs, size, rd, to, rn, from),
@@ -631,11 +639,15 @@ pub fn execute(insn: &Simd, regs: &mut Regs) {
         Simd::MoveImm { q, rd, imm } => permute::move_imm(regs, q, rd, imm),
         Simd::OrrImm { q, rd, imm } => permute::orr_imm(regs, q, rd, imm),
         Simd::BicImm { q, rd, imm } => permute::bic_imm(regs, q, rd, imm),
-        Simd::Shift { op, size, bytes, shift, rd, rn } => shift::by_immediate(regs, op, size, bytes, shift, rd, rn),
+        Simd::Shift { op, size, bytes, shift, rd, rn } => {
+            shift::by_immediate(regs, op, size, bytes, shift, rd, rn)
+        }
         Simd::ShiftLong { unsigned, size, high, shift, rd, rn } => {
             shift::long(regs, unsigned, size, high, shift, rd, rn)
         }
-        Simd::ShiftNarrow { op, size, part, shift, rd, rn } => shift::narrow(regs, op, size, part, shift, rd, rn),
+        Simd::ShiftNarrow { op, size, part, shift, rd, rn } => {
+            shift::narrow(regs, op, size, part, shift, rd, rn)
+        }
         Simd::Aes { op, rd, rn } => crypto::aes(regs, op, rd, rn),
         Simd::Sha3Reg { op, rd, rn, rm } => crypto::sha_three(regs, op, rd, rn, rm),
         Simd::Sha2Reg { op, rd, rn } => crypto::sha_two(regs, op, rd, rn),

@@ -10,7 +10,7 @@ use crate::regs::Regs;
 fn element(regs: &Regs, size: Esize, n: u8, index: u8) -> u64 {
     each_unsigned!(size, T => {
         let lanes = T::view(reg(regs, n));
-        lanes[usize::from(index) % lanes.len()] as u64
+        u128::from(lanes[usize::from(index) % lanes.len()]) as u64
     })
 }
 
