@@ -1,1 +1,12 @@
-//! End-to-end tests on real kernels.
+//! What the end-to-end tests and the benchmarks share: starting hvrun under a watchdog, talking with its guest, and tiny guests made
+//! by hand. The tests themselves are in `tests/`; nothing here knows how hvrun works inside.
+
+pub mod artifacts;
+pub mod bare;
+pub mod process;
+mod running;
+mod terminal;
+mod transcript;
+
+pub use running::{Hvrun, Input, Outcome, Running};
+pub use terminal::{Modes, Terminal};

@@ -99,6 +99,11 @@ pub trait RawVcpu {
     fn counter_frequency(&self) -> u64;
     /// Makes `run` return [`RawExit::Canceled`]. Whether a kick outside `run` is remembered is not promised.
     fn kicker(&self) -> Kicker;
+    /// Whether a kick outside `run` is remembered, so that the next `run` returns at once. Where it is not, kicks are
+    /// repeated until they are seen.
+    fn remembers_kicks(&self) -> bool {
+        false
+    }
     /// Puts every register back to the state after creation.
     fn reset(&mut self) -> Result<(), HypervisorError>;
 }

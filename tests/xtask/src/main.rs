@@ -1,2 +1,57 @@
-//! The one door to every chore of the project.
-fn main() {}
+//! `cargo xtask`: the one door to every chore of the project. Each chore has a file of its own.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a program for people at a terminal")]
+
+mod bench;
+mod demo;
+mod guest;
+mod initrd;
+mod test;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+  demo [--run CMD] [--cpus N] [--memory SIZE] [-- HVRUN-OPTIONS]
+                 boots Debian's arm64 kernel with a shell on this terminal; with --run, runs
+                 CMD in it, prints its output and exits with its status
+  test [STEP..]  every check: format, clippy, docs, unit tests, doc tests, end-to-end boots;
+                 with STEPs, only these (`test --list` names them)
+  bench boot [--rounds N] [--memory SIZE]
+                 boots to poweroff, hvrun and qemu-system-aarch64 in turn: time, memory, CPU
+  guest          fetches the guest of the above into target/guest (they do it themselves)
+  help           this text
+
+Environment:
+  HVRUN_BIN                a hvrun to use instead of building one (demo, bench)
+  HVRUN_GUEST_KERNEL       an arm64 kernel to use instead of Debian's
+  HVRUN_GUEST_BUSYBOX      a static arm64 busybox to use instead of Debian's
+";
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let rest = args.get(1..).unwrap_or_default();
+    let result = match args.first().map(|word| word.to_string_lossy()).as_deref() {
+        Some("demo") => demo::command(rest),
+        Some("test") => test::command(rest),
+        Some("bench") => bench::command(rest).map(|()| ExitCode::SUCCESS),
+        Some("guest") => guest::command().map(|()| ExitCode::SUCCESS),
+        Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => {
+            eprintln!(
+                "xtask: {}\n\n{HELP}",
+                other.map_or("no command".into(), |word| format!("no command '{word}'"))
+            );
+            return ExitCode::from(2);
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -45,8 +45,13 @@ pub(crate) mod kind {
     pub const LOAD_SIMD: u8 = 18;
 }
 
+/// The fast path's answer to a TLB miss: the same operation is then tried again on the slow path. Keeping the two apart
+/// keeps calls, and so saved registers, out of the handlers that run all the time.
+const MISS: Next = Next::Event;
+
+/// Loads 1 << `LOG2` bytes. With `SLOW` a miss is resolved, else it is [`MISS`].
 #[inline(always)]
-pub(crate) fn load<const LOG2: u8, const UNPRIVILEGED: bool>(
+pub(crate) fn load<const LOG2: u8, const UNPRIVILEGED: bool, const SLOW: bool>(
     cpu: &mut Cpu,
     at: At,
     va: u64,
@@ -57,14 +62,17 @@ pub(crate) fn load<const LOG2: u8, const UNPRIVILEGED: bool>(
     if va.wrapping_add((1 << LOG2) - 1) & PAGE_MASK == entry.read {
         // SAFETY: the entry says that this page is readable guest memory at that host address.
         Ok(unsafe { host::read::<LOG2>(va.wrapping_add(entry.addend)) })
-    } else {
+    } else if SLOW {
         let who = if UNPRIVILEGED { Privilege::El0 } else { cpu.privilege() };
         cpu.load_slow(at, va, LOG2, who, iss)
+    } else {
+        Err(MISS)
     }
 }
 
+/// Stores 1 << `LOG2` bytes. `SLOW` as for [`load`].
 #[inline(always)]
-pub(crate) fn store<const LOG2: u8, const UNPRIVILEGED: bool>(
+pub(crate) fn store<const LOG2: u8, const UNPRIVILEGED: bool, const SLOW: bool>(
     cpu: &mut Cpu,
     at: At,
     va: u64,
@@ -76,29 +84,38 @@ pub(crate) fn store<const LOG2: u8, const UNPRIVILEGED: bool>(
         // SAFETY: the entry says that this page is writable guest memory at that host address.
         unsafe { host::write::<LOG2>(va.wrapping_add(entry.addend), value) };
         Ok(())
-    } else {
+    } else if SLOW {
         let who = if UNPRIVILEGED { Privilege::El0 } else { cpu.privilege() };
         cpu.store_slow(at, va, LOG2, value, who, iss)
+    } else {
+        Err(MISS)
     }
 }
 
-/// Loads two registers' worth of 1 << `LOG2` bytes each.
+/// Loads two registers' worth of 1 << `LOG2` bytes each. `SLOW` as for [`load`].
 #[inline(always)]
-pub(crate) fn load_two<const LOG2: u8>(cpu: &mut Cpu, at: At, va: u64) -> Result<(u64, u64), Next> {
+pub(crate) fn load_two<const LOG2: u8, const SLOW: bool>(
+    cpu: &mut Cpu,
+    at: At,
+    va: u64,
+) -> Result<(u64, u64), Next> {
     let entry = cpu.tlb.entry(va);
     if va.wrapping_add((2 << LOG2) - 1) & PAGE_MASK == entry.read {
         let host = va.wrapping_add(entry.addend);
         // SAFETY: the entry says that this page is readable guest memory at that host address.
         return Ok(unsafe { (host::read::<LOG2>(host), host::read::<LOG2>(host + (1 << LOG2))) });
     }
+    if !SLOW {
+        return Err(MISS);
+    }
     let who = cpu.privilege();
     let first = cpu.load_slow(at, va, LOG2, who, 0)?;
     Ok((first, cpu.load_slow(at, va.wrapping_add(1 << LOG2), LOG2, who, 0)?))
 }
 
-/// Stores two registers' worth of 1 << `LOG2` bytes each.
+/// Stores two registers' worth of 1 << `LOG2` bytes each. `SLOW` as for [`load`].
 #[inline(always)]
-pub(crate) fn store_two<const LOG2: u8>(
+pub(crate) fn store_two<const LOG2: u8, const SLOW: bool>(
     cpu: &mut Cpu,
     at: At,
     va: u64,
@@ -113,6 +130,9 @@ pub(crate) fn store_two<const LOG2: u8>(
             host::write::<LOG2>(host + (1 << LOG2), values.1);
         }
         return Ok(());
+    }
+    if !SLOW {
+        return Err(MISS);
     }
     let who = cpu.privilege();
     cpu.store_slow(at, va, LOG2, values.0, who, 0)?;
@@ -151,37 +171,41 @@ pub(crate) use attempt;
 
 /// Calls `load` or `store` for a size that follows from a const parameter.
 macro_rules! sized {
-    ($log2:expr, $f:ident, $unprivileged:ident, $($arg:expr),*) => {
+    ($log2:expr, $f:ident, $($arg:expr),*) => {
         match $log2 {
-            0 => $f::<0, $unprivileged>($($arg),*),
-            1 => $f::<1, $unprivileged>($($arg),*),
-            2 => $f::<2, $unprivileged>($($arg),*),
-            _ => $f::<3, $unprivileged>($($arg),*),
+            0 => $f::<0, UNPRIVILEGED, SLOW>($($arg),*),
+            1 => $f::<1, UNPRIVILEGED, SLOW>($($arg),*),
+            2 => $f::<2, UNPRIVILEGED, SLOW>($($arg),*),
+            _ => $f::<3, UNPRIVILEGED, SLOW>($($arg),*),
         }
     };
 }
 
 #[inline(always)]
-fn transfer<const KIND: u8, const UNPRIVILEGED: bool>(cpu: &mut Cpu, at: At, va: u64) -> Result<(), Next> {
+fn transfer<const KIND: u8, const UNPRIVILEGED: bool, const SLOW: bool>(
+    cpu: &mut Cpu,
+    at: At,
+    va: u64,
+) -> Result<(), Next> {
     let iss = at.imm2();
     let a = usize::from(at.a);
     match KIND {
         kind::STORE..kind::LOAD => {
             let value = cpu.regs.x[a];
-            sized!(KIND - kind::STORE, store, UNPRIVILEGED, cpu, at, va, value, iss)?;
+            sized!(KIND - kind::STORE, store, cpu, at, va, value, iss)?;
         }
         kind::LOAD..kind::LOAD_S64 => {
-            cpu.regs.x[a] = sized!(KIND - kind::LOAD, load, UNPRIVILEGED, cpu, at, va, iss)?;
+            cpu.regs.x[a] = sized!(KIND - kind::LOAD, load, cpu, at, va, iss)?;
         }
         kind::LOAD_S64..kind::LOAD_S32 => {
             let log2 = KIND - kind::LOAD_S64;
-            let value = sized!(log2, load, UNPRIVILEGED, cpu, at, va, iss)?;
+            let value = sized!(log2, load, cpu, at, va, iss)?;
             let shift = 64 - (8 << log2);
             cpu.regs.x[a] = ((value << shift) as i64 >> shift) as u64;
         }
         kind::LOAD_S32..kind::STORE_SIMD => {
             let log2 = KIND - kind::LOAD_S32;
-            let value = sized!(log2, load, UNPRIVILEGED, cpu, at, va, iss)?;
+            let value = sized!(log2, load, cpu, at, va, iss)?;
             let shift = 32 - (8 << log2);
             let extended = (((value as u32) << shift) as i32 >> shift) as u32;
             cpu.regs.x[a] = u64::from(extended);
@@ -189,17 +213,17 @@ fn transfer<const KIND: u8, const UNPRIVILEGED: bool>(cpu: &mut Cpu, at: At, va:
         kind::STORE_SIMD..kind::LOAD_SIMD => {
             let value = cpu.regs.q[a & 31];
             if KIND == kind::STORE_SIMD + 4 {
-                store_two::<3>(cpu, at, va, (value as u64, (value >> 64) as u64))?;
+                store_two::<3, SLOW>(cpu, at, va, (value as u64, (value >> 64) as u64))?;
             } else {
-                sized!(KIND - kind::STORE_SIMD, store, UNPRIVILEGED, cpu, at, va, value as u64, iss)?;
+                sized!(KIND - kind::STORE_SIMD, store, cpu, at, va, value as u64, iss)?;
             }
         }
         _ => {
             cpu.regs.q[a & 31] = if KIND == kind::LOAD_SIMD + 4 {
-                let (low, high) = load_two::<3>(cpu, at, va)?;
+                let (low, high) = load_two::<3, SLOW>(cpu, at, va)?;
                 u128::from(high) << 64 | u128::from(low)
             } else {
-                u128::from(sized!(KIND - kind::LOAD_SIMD, load, UNPRIVILEGED, cpu, at, va, iss)?)
+                u128::from(sized!(KIND - kind::LOAD_SIMD, load, cpu, at, va, iss)?)
             };
         }
     }
@@ -208,14 +232,29 @@ fn transfer<const KIND: u8, const UNPRIVILEGED: bool>(cpu: &mut Cpu, at: At, va:
 
 /// One register. `a` is transferred, `b` the base, `c` the index shifted by `d`; the second constant is the ISS.
 pub(crate) fn single<const KIND: u8, const MODE: u8>(cpu: &mut Cpu, at: At) -> Next {
+    match single_with::<KIND, MODE, false>(cpu, at) {
+        Ok(()) => at.next(cpu),
+        Err(_) => single_slow::<KIND, MODE>(cpu, at),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn single_slow<const KIND: u8, const MODE: u8>(cpu: &mut Cpu, at: At) -> Next {
+    attempt!(single_with::<KIND, MODE, true>(cpu, at));
+    at.next(cpu)
+}
+
+#[inline(always)]
+fn single_with<const KIND: u8, const MODE: u8, const SLOW: bool>(cpu: &mut Cpu, at: At) -> Result<(), Next> {
     let va = address::<MODE>(cpu, at);
     if MODE == mode::UNPRIVILEGED {
-        attempt!(transfer::<KIND, true>(cpu, at, va));
+        transfer::<KIND, true, SLOW>(cpu, at, va)?;
     } else {
-        attempt!(transfer::<KIND, false>(cpu, at, va));
+        transfer::<KIND, false, SLOW>(cpu, at, va)?;
     }
     write_back::<MODE>(cpu, at);
-    at.next(cpu)
+    Ok(())
 }
 
 /// LDP, STP of general registers `a` and `c`. `SIGNED` is LDPSW.
@@ -223,55 +262,95 @@ pub(crate) fn pair<const LOAD: bool, const LOG2: u8, const SIGNED: bool, const M
     cpu: &mut Cpu,
     at: At,
 ) -> Next {
+    match pair_with::<LOAD, LOG2, SIGNED, MODE, false>(cpu, at) {
+        Ok(()) => at.next(cpu),
+        Err(_) => pair_slow::<LOAD, LOG2, SIGNED, MODE>(cpu, at),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn pair_slow<const LOAD: bool, const LOG2: u8, const SIGNED: bool, const MODE: u8>(
+    cpu: &mut Cpu,
+    at: At,
+) -> Next {
+    attempt!(pair_with::<LOAD, LOG2, SIGNED, MODE, true>(cpu, at));
+    at.next(cpu)
+}
+
+#[inline(always)]
+fn pair_with<const LOAD: bool, const LOG2: u8, const SIGNED: bool, const MODE: u8, const SLOW: bool>(
+    cpu: &mut Cpu,
+    at: At,
+) -> Result<(), Next> {
     let va = address::<MODE>(cpu, at);
     if LOAD {
-        let (first, second) = attempt!(load_two::<LOG2>(cpu, at, va));
+        let (first, second) = load_two::<LOG2, SLOW>(cpu, at, va)?;
         let extend = |value: u64| if SIGNED { value as i32 as u64 } else { value };
         write_back::<MODE>(cpu, at);
         cpu.regs.x[usize::from(at.a)] = extend(first);
         cpu.regs.x[usize::from(at.c)] = extend(second);
     } else {
         let values = (x(cpu, at.a), x(cpu, at.c));
-        attempt!(store_two::<LOG2>(cpu, at, va, values));
+        store_two::<LOG2, SLOW>(cpu, at, va, values)?;
         write_back::<MODE>(cpu, at);
     }
-    at.next(cpu)
+    Ok(())
 }
 
 /// LDP, STP of SIMD registers `a` and `c`.
 pub(crate) fn pair_simd<const LOAD: bool, const LOG2: u8, const MODE: u8>(cpu: &mut Cpu, at: At) -> Next {
+    match pair_simd_with::<LOAD, LOG2, MODE, false>(cpu, at) {
+        Ok(()) => at.next(cpu),
+        Err(_) => pair_simd_slow::<LOAD, LOG2, MODE>(cpu, at),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn pair_simd_slow<const LOAD: bool, const LOG2: u8, const MODE: u8>(cpu: &mut Cpu, at: At) -> Next {
+    attempt!(pair_simd_with::<LOAD, LOG2, MODE, true>(cpu, at));
+    at.next(cpu)
+}
+
+#[inline(always)]
+fn pair_simd_with<const LOAD: bool, const LOG2: u8, const MODE: u8, const SLOW: bool>(
+    cpu: &mut Cpu,
+    at: At,
+) -> Result<(), Next> {
     let va = address::<MODE>(cpu, at);
     let (a, c) = (usize::from(at.a & 31), usize::from(at.c & 31));
-    if LOG2 == 4 {
-        let second = va.wrapping_add(16);
-        if LOAD {
-            let (a0, a1) = attempt!(load_two::<3>(cpu, at, va));
-            let (c0, c1) = attempt!(load_two::<3>(cpu, at, second));
-            cpu.regs.q[a] = u128::from(a1) << 64 | u128::from(a0);
-            cpu.regs.q[c] = u128::from(c1) << 64 | u128::from(c0);
-        } else {
-            let (qa, qc) = (cpu.regs.q[a], cpu.regs.q[c]);
-            attempt!(store_two::<3>(cpu, at, va, (qa as u64, (qa >> 64) as u64)));
-            attempt!(store_two::<3>(cpu, at, second, (qc as u64, (qc >> 64) as u64)));
+    let join = |(low, high): (u64, u64)| u128::from(high) << 64 | u128::from(low);
+    let split = |q: u128| (q as u64, (q >> 64) as u64);
+    match (LOG2, LOAD) {
+        (4, true) => {
+            let first = load_two::<3, SLOW>(cpu, at, va)?;
+            let second = load_two::<3, SLOW>(cpu, at, va.wrapping_add(16))?;
+            (cpu.regs.q[a], cpu.regs.q[c]) = (join(first), join(second));
         }
-    } else if LOAD {
-        let (first, second) = if LOG2 == 3 {
-            attempt!(load_two::<3>(cpu, at, va))
-        } else {
-            attempt!(load_two::<2>(cpu, at, va))
-        };
-        cpu.regs.q[a] = u128::from(first);
-        cpu.regs.q[c] = u128::from(second);
-    } else {
-        let values = (cpu.regs.q[a] as u64, cpu.regs.q[c] as u64);
-        if LOG2 == 3 {
-            attempt!(store_two::<3>(cpu, at, va, values));
-        } else {
-            attempt!(store_two::<2>(cpu, at, va, values));
+        (4, false) => {
+            store_two::<3, SLOW>(cpu, at, va, split(cpu.regs.q[a]))?;
+            store_two::<3, SLOW>(cpu, at, va.wrapping_add(16), split(cpu.regs.q[c]))?;
+        }
+        (_, true) => {
+            let (first, second) = if LOG2 == 3 {
+                load_two::<3, SLOW>(cpu, at, va)?
+            } else {
+                load_two::<2, SLOW>(cpu, at, va)?
+            };
+            (cpu.regs.q[a], cpu.regs.q[c]) = (u128::from(first), u128::from(second));
+        }
+        (_, false) => {
+            let values = (cpu.regs.q[a] as u64, cpu.regs.q[c] as u64);
+            if LOG2 == 3 {
+                store_two::<3, SLOW>(cpu, at, va, values)?;
+            } else {
+                store_two::<2, SLOW>(cpu, at, va, values)?;
+            }
         }
     }
     write_back::<MODE>(cpu, at);
-    at.next(cpu)
+    Ok(())
 }
 
 /// Raises the stack alignment fault if SP is not a multiple of 16 and the checks are on (Arm ARM D1.3.10). Stands before

@@ -45,19 +45,19 @@ impl Structure {
 
 fn load_element(cpu: &mut Cpu, at: At, va: u64, size: u8) -> Result<u64, Next> {
     match size {
-        0 => load::<0, false>(cpu, at, va, 0),
-        1 => load::<1, false>(cpu, at, va, 0),
-        2 => load::<2, false>(cpu, at, va, 0),
-        _ => load::<3, false>(cpu, at, va, 0),
+        0 => load::<0, false, true>(cpu, at, va, 0),
+        1 => load::<1, false, true>(cpu, at, va, 0),
+        2 => load::<2, false, true>(cpu, at, va, 0),
+        _ => load::<3, false, true>(cpu, at, va, 0),
     }
 }
 
 fn store_element(cpu: &mut Cpu, at: At, va: u64, size: u8, value: u64) -> Result<(), Next> {
     match size {
-        0 => store::<0, false>(cpu, at, va, value, 0),
-        1 => store::<1, false>(cpu, at, va, value, 0),
-        2 => store::<2, false>(cpu, at, va, value, 0),
-        _ => store::<3, false>(cpu, at, va, value, 0),
+        0 => store::<0, false, true>(cpu, at, va, value, 0),
+        1 => store::<1, false, true>(cpu, at, va, value, 0),
+        2 => store::<2, false, true>(cpu, at, va, value, 0),
+        _ => store::<3, false, true>(cpu, at, va, value, 0),
     }
 }
 
@@ -104,12 +104,12 @@ fn contiguous(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), Ne
         let value = cpu.regs.q[q];
         match (s.load, s.bytes) {
             (true, 16) => {
-                let (low, high) = load_two::<3>(cpu, at, va)?;
+                let (low, high) = load_two::<3, true>(cpu, at, va)?;
                 cpu.regs.q[q] = u128::from(high) << 64 | u128::from(low);
             }
-            (true, _) => cpu.regs.q[q] = u128::from(load::<3, false>(cpu, at, va, 0)?),
-            (false, 16) => store_two::<3>(cpu, at, va, (value as u64, (value >> 64) as u64))?,
-            (false, _) => store::<3, false>(cpu, at, va, value as u64, 0)?,
+            (true, _) => cpu.regs.q[q] = u128::from(load::<3, false, true>(cpu, at, va, 0)?),
+            (false, 16) => store_two::<3, true>(cpu, at, va, (value as u64, (value >> 64) as u64))?,
+            (false, _) => store::<3, false, true>(cpu, at, va, value as u64, 0)?,
         }
         va = va.wrapping_add(u64::from(s.bytes));
     }

@@ -2,7 +2,8 @@
 //! estimates are elsewhere.
 //!
 //! Each operation first tries the host's: if [`Env::host_rounds`], the operands are zero or normal and the result is normal
-//! and cannot have been subnormal before rounding, then the result is the same and no flag can be due.
+//! and cannot have been subnormal before rounding, then the result is the same and no flag can be due. The soft ways are kept
+//! out of line: inlined, they would make every path save their registers.
 
 use std::cmp::Ordering;
 
@@ -95,15 +96,18 @@ pub(super) fn mul_add<F: Arithmetic>(addend: u64, a: u64, b: u64, env: &mut Env)
 }
 
 /// FPRecipStepFused: `2 - a * b`.
+#[inline(never)]
 pub(super) fn recip_step<F: Arithmetic>(a: u64, b: u64, env: &mut Env) -> u64 {
     fused_step::<F>(F::TWO, 0, F::TWO, a, b, env)
 }
 
 /// FPRSqrtStepFused: `(3 - a * b) / 2`.
+#[inline(never)]
 pub(super) fn rsqrt_step<F: Arithmetic>(a: u64, b: u64, env: &mut Env) -> u64 {
     fused_step::<F>(F::THREE, -1, F::ONE_POINT_FIVE, a, b, env)
 }
 
+#[inline(never)]
 fn soft_add<F: Format>(a: u64, b: u64, negate_b: bool, env: &mut Env) -> u64 {
     let x = unpack::<F>(a, env);
     let mut y = unpack::<F>(b, env);
@@ -151,6 +155,7 @@ struct ZeroTimesInfinity {
     sign: bool,
 }
 
+#[inline(never)]
 fn soft_mul<F: Format>(a: u64, b: u64, env: &mut Env) -> Result<u64, ZeroTimesInfinity> {
     let x = unpack::<F>(a, env);
     let y = unpack::<F>(b, env);
@@ -179,6 +184,7 @@ fn round_wide<F: Format>(sign: bool, exp: i32, sig: u128, env: &mut Env) -> u64 
     round_pack::<F>(sign, exp - shift as i32, jammed, env.rounding(), env)
 }
 
+#[inline(never)]
 fn soft_div<F: Format>(a: u64, b: u64, env: &mut Env) -> u64 {
     let x = unpack::<F>(a, env);
     let y = unpack::<F>(b, env);
@@ -205,6 +211,7 @@ fn soft_div<F: Format>(a: u64, b: u64, env: &mut Env) -> u64 {
     }
 }
 
+#[inline(never)]
 fn soft_sqrt<F: Format>(a: u64, env: &mut Env) -> u64 {
     let x = unpack::<F>(a, env);
     match x.class {
@@ -223,6 +230,7 @@ fn soft_sqrt<F: Format>(a: u64, env: &mut Env) -> u64 {
     }
 }
 
+#[inline(never)]
 fn soft_mul_add<F: Format>(addend: u64, a: u64, b: u64, env: &mut Env) -> u64 {
     let z = unpack::<F>(addend, env);
     let x = unpack::<F>(a, env);
@@ -303,7 +311,7 @@ fn fused_step<F: Format>(constant: u64, scale: i32, otherwise: u64, a: u64, b: u
 }
 
 /// FPMax (`max`) and FPMin.
-#[inline]
+#[inline(never)]
 pub(super) fn max_min<F: Format>(max: bool, a: u64, b: u64, env: &mut Env) -> u64 {
     let x = flush_input::<F>(a, env);
     let y = flush_input::<F>(b, env);
@@ -326,7 +334,7 @@ pub(super) fn max_min<F: Format>(max: bool, a: u64, b: u64, env: &mut Env) -> u6
 }
 
 /// FPMaxNum (`max`) and FPMinNum: a lone quiet NaN loses to a number.
-#[inline]
+#[inline(never)]
 pub(super) fn max_min_num<F: Format>(max: bool, a: u64, b: u64, env: &mut Env) -> u64 {
     let quiet = |x| F::is_nan(x) && !F::is_signalling(x);
     let loser = F::infinity(max);

@@ -14,6 +14,7 @@ fn split(sig: u64, shift: u32) -> (u64, u64) {
 }
 
 /// FPRoundInt: to an integral value in the same format. Only FRINTX (`exact`) tells of inexactness.
+#[inline(never)]
 pub(super) fn round_to_int<F: Format>(a: u64, rounding: Rounding, exact: bool, env: &mut Env) -> u64 {
     let x = unpack::<F>(a, env);
     match x.class {
@@ -33,6 +34,7 @@ pub(super) fn round_to_int<F: Format>(a: u64, rounding: Rounding, exact: bool, e
 }
 
 /// FPToFixed: `a * 2^fbits` as an integer of `width` bits, saturated.
+#[inline(never)]
 pub(super) fn to_int<F: Format>(a: u64, to: IntFormat, rounding: Rounding, env: &mut Env) -> u64 {
     let x = unpack::<F>(a, env);
     let exp = x.exp + i32::from(to.fbits);
@@ -68,7 +70,7 @@ pub(super) fn to_int<F: Format>(a: u64, to: IntFormat, rounding: Rounding, env: 
 }
 
 /// FixedToFP: an integer of `width` bits, divided by `2^fbits`.
-#[inline]
+#[inline(never)]
 pub(super) fn from_int<F: Format>(value: u64, from: IntFormat, env: &mut Env) -> u64 {
     let unused = 64 - u32::from(from.width);
     let value = value << unused;
@@ -96,6 +98,7 @@ pub(super) struct IntFormat {
 }
 
 /// FPConvert: from format `A` to format `B`.
+#[inline(never)]
 pub(super) fn convert<A: Format, B: Format>(a: u64, rounding: Rounding, env: &mut Env) -> u64 {
     let x = unpack::<A>(a, env);
     let alternative = B::HALF && env.alternative_half();

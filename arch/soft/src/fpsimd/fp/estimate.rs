@@ -55,6 +55,7 @@ fn fraction<F: Format>(bits: u64) -> u64 {
 const FRACTION_MASK: u64 = (1 << 52) - 1;
 
 /// FPRecipEstimate.
+#[inline(never)]
 pub(super) fn recip_estimate<F: Format>(a: u64, env: &mut Env) -> u64 {
     let a = flush_input::<F>(a, env);
     let sign_bit = a & F::SIGN;
@@ -100,6 +101,7 @@ pub(super) fn recip_estimate<F: Format>(a: u64, env: &mut Env) -> u64 {
 }
 
 /// FPRSqrtEstimate.
+#[inline(never)]
 pub(super) fn rsqrt_estimate<F: Format>(a: u64, env: &mut Env) -> u64 {
     let a = flush_input::<F>(a, env);
     if F::is_nan(a) {
@@ -129,6 +131,7 @@ pub(super) fn rsqrt_estimate<F: Format>(a: u64, env: &mut Env) -> u64 {
 }
 
 /// FPRecpX: the exponent inverted, for a later multiplication that must not overflow.
+#[inline(never)]
 pub(super) fn recip_exponent<F: Format>(a: u64, env: &mut Env) -> u64 {
     let flushed = flush_input::<F>(a, env);
     if F::is_nan(flushed) {

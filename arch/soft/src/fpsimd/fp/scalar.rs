@@ -52,7 +52,7 @@ pub(super) fn int_format(signed: bool, sf: bool, fbits: u8) -> IntFormat {
 }
 
 /// FMADD and kin. `registers` is Rd, Rn, Rm, Ra.
-#[inline]
+#[inline(never)]
 pub(super) fn mul_add(
     regs: &mut Regs,
     negate_product: bool,
@@ -60,6 +60,7 @@ pub(super) fn mul_add(
     double: bool,
     registers: [u8; 4],
 ) {
+    #[inline(never)]
     fn of<F: Arithmetic>(regs: &mut Regs, negate_product: bool, negate_addend: bool, registers: [u8; 4]) {
         let [rd, rn, rm, ra] = registers;
         let mut env = env(regs);
@@ -76,6 +77,7 @@ pub(super) fn mul_add(
 }
 
 /// FCVTxS, FCVTxU, to a general register.
+#[inline(never)]
 pub(super) fn to_gpr(regs: &mut Regs, rounding: Rounding, to: IntFormat, double: bool, rd: u8, rn: u8) {
     let mut env = env(regs);
     let value = if double {
@@ -88,6 +90,7 @@ pub(super) fn to_gpr(regs: &mut Regs, rounding: Rounding, to: IntFormat, double:
 }
 
 /// SCVTF, UCVTF, from a general register.
+#[inline(never)]
 pub(super) fn from_gpr(regs: &mut Regs, from: IntFormat, double: bool, rd: u8, rn: u8) {
     let mut env = env(regs);
     let value = if double {
@@ -99,6 +102,7 @@ pub(super) fn from_gpr(regs: &mut Regs, from: IntFormat, double: bool, rd: u8, r
 }
 
 /// FMOV to a general register.
+#[inline(never)]
 pub(super) fn mov_to_gpr(regs: &mut Regs, part: GprMove, rd: u8, rn: u8) {
     let value = read(regs, rn);
     let value = match part {
@@ -110,6 +114,7 @@ pub(super) fn mov_to_gpr(regs: &mut Regs, part: GprMove, rd: u8, rn: u8) {
 }
 
 /// FMOV from a general register.
+#[inline(never)]
 pub(super) fn mov_from_gpr(regs: &mut Regs, part: GprMove, rd: u8, rn: u8) {
     let value = regs.read_x(rn);
     let value = match part {
@@ -121,6 +126,7 @@ pub(super) fn mov_from_gpr(regs: &mut Regs, part: GprMove, rd: u8, rn: u8) {
 }
 
 /// FCVT.
+#[inline(never)]
 pub(super) fn convert(regs: &mut Regs, from: Precision, to: Precision, rd: u8, rn: u8) {
     let mut env = env(regs);
     let rounding = env.rounding();
@@ -143,6 +149,7 @@ fn convert_to<A: Format>(bits: u64, to: Precision, rounding: Rounding, env: &mut
 }
 
 /// FCVTXN, scalar.
+#[inline(never)]
 pub(super) fn convert_odd(regs: &mut Regs, rd: u8, rn: u8) {
     let mut env = env(regs);
     let value = convert::convert::<Double, Single>(operand::<Double>(regs, rn), Rounding::Odd, &mut env);
@@ -150,7 +157,7 @@ pub(super) fn convert_odd(regs: &mut Regs, rd: u8, rn: u8) {
 }
 
 /// FCMP, FCMPE; without `rm`, with zero.
-#[inline]
+#[inline(never)]
 pub(super) fn compare(regs: &mut Regs, signal: bool, double: bool, rn: u8, rm: Option<u8>) {
     fn of<F: Format>(regs: &Regs, signal: bool, rn: u8, rm: Option<u8>, env: &mut Env) -> Option<Ordering> {
         let second = rm.map_or(0, |rm| operand::<F>(regs, rm));
@@ -172,6 +179,7 @@ pub(super) fn compare(regs: &mut Regs, signal: bool, double: bool, rn: u8, rm: O
 }
 
 /// FCSEL. `registers` is Rd, Rn, Rm.
+#[inline(never)]
 pub(super) fn select(regs: &mut Regs, double: bool, cond: u8, registers: [u8; 3]) {
     let [rd, rn, rm] = registers;
     let chosen = read(regs, if regs.flags.holds(cond) { rn } else { rm }) as u64;

@@ -1,4 +1,7 @@
 //! Instructions that work lane by lane, on one lane (scalars) or several; pairwise, across lanes, widening and narrowing.
+//!
+//! Each is a function of its own that is not inlined, so that the cheap ones do not pay for the registers and the stack that
+//! the dear ones need.
 
 use std::cmp::Ordering;
 
@@ -100,6 +103,7 @@ fn unary_lane<F: Arithmetic>(op: UnaryOp, a: u64, env: &mut Env) -> u64 {
 }
 
 /// One operand, lane by lane.
+#[inline(never)]
 pub(super) fn unary(regs: &mut Regs, op: UnaryOp, shape: Shape, rd: u8, rn: u8) {
     fn of<F: Arithmetic, const N: usize>(op: UnaryOp, n: u128, env: &mut Env) -> u128 {
         build::<F, N>(|i| unary_lane::<F>(op, lane::<F>(n, i), env))
@@ -116,17 +120,21 @@ fn finish(regs: &mut Regs, rd: u8, value: u128, env: Env) {
 }
 
 /// Two operands, lane by lane. `registers` is Rd, Rn, Rm, here and below.
+#[inline(never)]
 pub(super) fn binary(regs: &mut Regs, op: BinaryOp, shape: Shape, registers: [u8; 3]) {
-    fn of<F: Arithmetic, const N: usize>(op: BinaryOp, n: u128, m: u128, env: &mut Env) -> u128 {
-        build::<F, N>(|i| binary_lane::<F>(op, lane::<F>(n, i), lane::<F>(m, i), env))
+    #[inline(never)]
+    fn of<F: Arithmetic, const N: usize>(regs: &mut Regs, op: BinaryOp, registers: [u8; 3]) {
+        let [rd, rn, rm] = registers;
+        let (n, m) = (read(regs, rn), read(regs, rm));
+        let mut env = env(regs);
+        let value = build::<F, N>(|i| binary_lane::<F>(op, lane::<F>(n, i), lane::<F>(m, i), &mut env));
+        finish(regs, rd, value, env);
     }
-    let [rd, rn, rm] = registers;
-    let mut env = env(regs);
-    let value = with_shape!(shape, of(op, read(regs, rn), read(regs, rm), &mut env));
-    finish(regs, rd, value, env);
+    with_shape!(shape, of(regs, op, registers));
 }
 
 /// Adjacent lanes of the concatenation of Rm and Rn.
+#[inline(never)]
 pub(super) fn pairwise(regs: &mut Regs, op: BinaryOp, shape: Shape, registers: [u8; 3]) {
     fn of<F: Arithmetic, const N: usize>(op: BinaryOp, n: u128, m: u128, env: &mut Env) -> u128 {
         let pick = |i: usize| if i < N { lane::<F>(n, i) } else { lane::<F>(m, i - N) };
@@ -139,6 +147,7 @@ pub(super) fn pairwise(regs: &mut Regs, op: BinaryOp, shape: Shape, registers: [
 }
 
 /// All lanes to one. The order (neighbours first, then the halves) decides which NaN survives.
+#[inline(never)]
 pub(super) fn reduce(regs: &mut Regs, op: BinaryOp, shape: Shape, rd: u8, rn: u8) {
     fn of<F: Arithmetic, const N: usize>(op: BinaryOp, n: u128, env: &mut Env) -> u64 {
         let mut pair = |a, b| binary_lane::<F>(op, a, b, env);
@@ -155,6 +164,7 @@ pub(super) fn reduce(regs: &mut Regs, op: BinaryOp, shape: Shape, rd: u8, rn: u8
 }
 
 /// FMLA, FMLS (`sub`).
+#[inline(never)]
 pub(super) fn accumulate(regs: &mut Regs, sub: bool, shape: Shape, registers: [u8; 3]) {
     fn of<F: Arithmetic, const N: usize>(sub: bool, d: u128, n: u128, m: u128, env: &mut Env) -> u128 {
         let flip = F::zero(sub);
@@ -167,6 +177,7 @@ pub(super) fn accumulate(regs: &mut Regs, sub: bool, shape: Shape, registers: [u
 }
 
 /// By element `index` of Rm.
+#[inline(never)]
 pub(super) fn element(regs: &mut Regs, op: ElementOp, shape: Shape, registers: [u8; 3], index: u8) {
     fn of<F: Arithmetic, const N: usize>(
         op: ElementOp,
@@ -194,6 +205,7 @@ pub(super) fn element(regs: &mut Regs, op: ElementOp, shape: Shape, registers: [
 }
 
 /// FCVTxS, FCVTxU. `registers` is Rd, Rn.
+#[inline(never)]
 pub(super) fn to_int(
     regs: &mut Regs,
     rounding: Rounding,
@@ -219,6 +231,7 @@ pub(super) fn to_int(
 }
 
 /// SCVTF, UCVTF. `registers` is Rd, Rn.
+#[inline(never)]
 pub(super) fn from_int(regs: &mut Regs, signed: bool, fbits: u8, shape: Shape, registers: [u8; 2]) {
     fn of<F: Arithmetic, const N: usize>(signed: bool, fbits: u8, n: u128, env: &mut Env) -> u128 {
         let from = IntFormat { signed, width: F::BITS as u8, fbits };
@@ -231,6 +244,7 @@ pub(super) fn from_int(regs: &mut Regs, signed: bool, fbits: u8, shape: Shape, r
 }
 
 /// FCVTL, FCVTL2.
+#[inline(never)]
 pub(super) fn widen(regs: &mut Regs, double: bool, high: bool, rd: u8, rn: u8) {
     let mut env = env(regs);
     let rounding = env.rounding();
@@ -246,6 +260,7 @@ pub(super) fn widen(regs: &mut Regs, double: bool, high: bool, rd: u8, rn: u8) {
 }
 
 /// FCVTN, FCVTXN, and their second-part forms (`high`), which keep the low half of Rd. `registers` is Rd, Rn.
+#[inline(never)]
 pub(super) fn narrow(regs: &mut Regs, double: bool, high: bool, odd: bool, registers: [u8; 2]) {
     let [rd, rn] = registers;
     let mut env = env(regs);
@@ -261,6 +276,7 @@ pub(super) fn narrow(regs: &mut Regs, double: bool, high: bool, odd: bool, regis
 }
 
 /// FMOV (immediate): VFPExpandImm to every lane.
+#[inline(never)]
 pub(super) fn mov_imm(regs: &mut Regs, shape: Shape, rd: u8, imm8: u8) {
     fn of<F: Arithmetic, const N: usize>(imm8: u8) -> u128 {
         let imm = u64::from(imm8);

@@ -1,0 +1,115 @@
+//! What the vCPUs of one trap-level machine share: interrupt controller, power states, memory, and how to wake each other.
+//! It runs nothing; see [`super::TrapVcpu`].
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::alarm::Alarm;
+use super::park::{Park, Wake};
+use crate::aarch64::gicv3::Gic;
+use crate::aarch64::psci::Psci;
+use crate::hypervisor::{Kicker, VmConfig};
+use crate::memory::GuestMemory;
+
+/// How many guest-triggered warnings of one machine are logged as such; further ones are debug lines.
+const WARNINGS: u32 = 16;
+
+/// The part of a trap-level machine that all its vCPUs share.
+#[derive(Debug)]
+pub struct TrapMachine {
+    gic: Arc<Gic>,
+    psci: Mutex<Psci>,
+    parks: Vec<Arc<Park>>,
+    alarm: Alarm,
+    memory: GuestMemory,
+    /// CNTVOFF of every vCPU, fixed by the first: the virtual counter starts at zero.
+    counter_offset: OnceLock<u64>,
+    warnings: AtomicU32,
+}
+
+impl TrapMachine {
+    /// A machine in the reset state: CPU 0 on, the others off.
+    pub fn new(config: &VmConfig) -> Arc<Self> {
+        let alarm = Alarm::new(config.cpus);
+        let parks: Vec<_> =
+            (0..config.cpus).map(|cpu| Arc::new(Park::new(cpu, alarm.clock().clone()))).collect();
+        let gic = Arc::new(Gic::new(config.cpus, &config.layout));
+        for (cpu, park) in (0u32..).zip(&parks) {
+            gic.attach_cpu(cpu, Kicker::new(Arc::new(Wake(park.clone()))));
+        }
+        Arc::new(TrapMachine {
+            gic,
+            psci: Mutex::new(Psci::new(config.cpus)),
+            parks,
+            alarm,
+            memory: config.memory.clone(),
+            counter_offset: OnceLock::new(),
+            warnings: AtomicU32::new(0),
+        })
+    }
+
+    /// The interrupt controller.
+    pub fn gic(&self) -> &Arc<Gic> {
+        &self.gic
+    }
+
+    /// The guest's RAM.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// How many vCPUs there can be.
+    pub fn cpus(&self) -> u32 {
+        self.parks.len() as u32
+    }
+
+    /// Back to the reset state. Only while no vCPU is inside `run`; each vCPU is reset by itself.
+    pub fn reset(&self) {
+        self.alarm.clear();
+        self.gic.reset();
+        self.psci().reset();
+    }
+
+    pub(super) fn psci(&self) -> MutexGuard<'_, Psci> {
+        self.psci.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn park(&self, cpu: u32) -> Option<&Arc<Park>> {
+        self.parks.get(cpu as usize)
+    }
+
+    /// Whether `ipa` is RAM.
+    pub(super) fn is_memory(&self, ipa: u64) -> bool {
+        self.memory.address_in_range(GuestAddress(ipa))
+    }
+
+    /// CNTVOFF, given the counter now.
+    pub(super) fn counter_offset(&self, now: u64) -> u64 {
+        *self.counter_offset.get_or_init(|| now)
+    }
+
+    /// Wakes `cpu` at `at`, also out of the guest.
+    pub(super) fn set_alarm(&self, cpu: u32, at: Instant) {
+        self.start_alarm();
+        self.alarm.set(cpu, at);
+    }
+
+    pub(super) fn start_alarm(&self) {
+        self.alarm.start(&self.parks);
+    }
+
+    /// The level for the next line that the guest can trigger at will.
+    pub(super) fn guest_log_level(&self) -> log::Level {
+        // Saturates long before it could wrap: the first lines count, the rest are for a debugger.
+        let seen = self.warnings.load(Ordering::Relaxed);
+        if seen < WARNINGS {
+            self.warnings.store(seen + 1, Ordering::Relaxed);
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        }
+    }
+}

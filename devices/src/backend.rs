@@ -1,0 +1,3 @@
+//! What stands behind a device on the host.
+
+pub mod chardev;

@@ -1,0 +1,247 @@
+//! Character devices: what stands behind a guest's serial port on the host (a terminal, a file, a socket, nothing).
+//!
+//! It moves bytes and knows no UART. A device writes and reads without ever blocking ([`CharBackend`]) and is told when
+//! that became possible again ([`CharFrontend`]). Everything in between is bounded: a consumer that is stuck stalls only
+//! the guest's serial port, and input that the guest does not take stays where it came from.
+
+pub mod escape;
+pub mod terminal;
+
+mod fd;
+mod file;
+mod input;
+mod null;
+mod output;
+mod stdio;
+mod stream;
+mod unix;
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use null::Null;
+pub use stream::Stream;
+
+/// The host's end of a serial line. Every call but [`CharBackend::flush`] returns at once and may come from any thread, also
+/// under the calling device's lock; the backend never calls the device from within one.
+pub trait CharBackend: Send + Sync + fmt::Debug {
+    /// Names the device at the guest's end. Input that came earlier has waited for it.
+    fn attach(&self, frontend: Weak<dyn CharFrontend>);
+
+    /// Takes the first bytes of `data`, in order, as many as there is room for, and says how many. If it took fewer,
+    /// [`CharFrontend::output_ready`] follows once there is room.
+    fn write(&self, data: &[u8]) -> usize;
+
+    /// Hands out the oldest input, at most `buf.len()` bytes, and says how many. The backend reads from its source only
+    /// while its own small buffer has room, so what a device does not take is held back at the source.
+    fn read(&self, buf: &mut [u8]) -> usize;
+
+    /// Whether [`CharBackend::read`] would hand something out.
+    fn has_input(&self) -> bool;
+
+    /// Asks for one call of [`CharFrontend::input_retry`] once `after` has passed. A later request replaces an earlier one. A
+    /// backend that never has input need not call.
+    fn retry_input(&self, after: Duration);
+
+    /// Waits until all output taken so far has left the monitor, at most for `timeout` (`None`: as long as it takes, which
+    /// with a stuck consumer is for ever). Says whether it has. Not to be called under a device's lock.
+    fn flush(&self, timeout: Option<Duration>) -> bool;
+}
+
+/// The guest's end of a serial line: what a backend tells its device. Calls come from the backend's own threads.
+pub trait CharFrontend: Send + Sync {
+    /// There is new input to [`CharBackend::read`].
+    fn input_ready(&self);
+
+    /// The time asked for with [`CharBackend::retry_input`] has passed.
+    fn input_retry(&self);
+
+    /// There is room again after a [`CharBackend::write`] that took too little.
+    fn output_ready(&self);
+}
+
+/// Sees all input before the guest does: the place for an escape key. Runs on the backend's reading thread.
+pub trait InputFilter: Send {
+    /// Takes `input` and appends what is for the guest to `to_guest`, and what the person at the other end shall read (a help
+    /// text) to `to_user`; that is written among the guest's output. It may not append much more than it takes.
+    fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>, to_user: &mut Vec<u8>);
+}
+
+/// What a serial port is connected to: the value of `--serial`. Data only; [`open`] makes it real.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChardevConfig {
+    /// The process' standard input and output.
+    #[default]
+    Stdio,
+    /// Output into a file, which is created or emptied; no input.
+    File(PathBuf),
+    /// A unix socket that listens; one client at a time, and another may follow.
+    Unix(PathBuf),
+    /// Output vanishes, there is no input.
+    None,
+}
+
+impl fmt::Display for ChardevConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChardevConfig::Stdio => f.write_str("stdio"),
+            ChardevConfig::File(path) => write!(f, "file:{}", path.display()),
+            ChardevConfig::Unix(path) => write!(f, "unix:{}", path.display()),
+            ChardevConfig::None => f.write_str("none"),
+        }
+    }
+}
+
+impl FromStr for ChardevConfig {
+    type Err = ChardevParseError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let invalid = || ChardevParseError(s.to_owned());
+        match s.split_once(':') {
+            None if s == "stdio" => Ok(ChardevConfig::Stdio),
+            None if s == "none" => Ok(ChardevConfig::None),
+            Some(("file", path)) if !path.is_empty() => Ok(ChardevConfig::File(path.into())),
+            Some(("unix", path)) if !path.is_empty() => Ok(ChardevConfig::Unix(path.into())),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+/// "{0}" is no place for a serial port.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("\"{0}\" is no place for a serial port; it can be stdio, file:PATH, unix:PATH or none")]
+pub struct ChardevParseError(pub String);
+
+/// Why a character device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ChardevError {
+    /// `stdio` was asked for where there are no standard streams to give away.
+    #[error(
+        "serial port on stdio: no standard input and output were given to the machine; use file:PATH, unix:PATH or none"
+    )]
+    NoStdio,
+    /// The file cannot be created.
+    #[error("cannot create the serial port's file {path}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The socket's path does not fit into a socket address.
+    #[error(
+        "the socket path {path} has {len} bytes; a unix socket's path has at most {max}, so use a shorter one"
+    )]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: usize,
+        /// The host's limit.
+        max: usize,
+    },
+    /// Somebody listens on the socket already.
+    #[error("somebody already listens on {path}; stop that program or use another path")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path names something that is no socket, and is left alone.
+    #[error("{path} exists and is not a socket; remove it or use another path")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on the unix socket {path}")]
+    Socket {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The host has no thread or descriptor left.
+    #[error("cannot start the threads of the serial port {name}")]
+    Start {
+        /// Which backend.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The standard streams that a caller gives away to a serial port, and what looks at the input before the guest does.
+///
+/// The descriptors are used as they are: nothing changes their flags, which they share with other processes.
+pub struct StdioStreams {
+    /// Where input comes from; `None` for none. Its end is no event: there is just no more.
+    pub input: Option<OwnedFd>,
+    /// Where output goes.
+    pub output: OwnedFd,
+    /// An escape key, for instance [`escape::EscapeFilter`].
+    pub filter: Option<Box<dyn InputFilter>>,
+}
+
+impl fmt::Debug for StdioStreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StdioStreams")
+            .field("input", &self.input)
+            .field("output", &self.output)
+            .field("filter", &self.filter.is_some())
+            .finish()
+    }
+}
+
+/// Opens what `config` describes. `stdio` is used for [`ChardevConfig::Stdio`] and otherwise dropped.
+pub fn open(
+    config: &ChardevConfig,
+    stdio: Option<StdioStreams>,
+) -> Result<Arc<dyn CharBackend>, ChardevError> {
+    Ok(match config {
+        ChardevConfig::Stdio => Arc::new(Stream::stdio(stdio.ok_or(ChardevError::NoStdio)?)?),
+        ChardevConfig::File(path) => Arc::new(Stream::file(path)?),
+        ChardevConfig::Unix(path) => Arc::new(Stream::unix(path)?),
+        ChardevConfig::None => Arc::new(Null),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_the_option_parses() {
+        assert_eq!("stdio".parse(), Ok(ChardevConfig::Stdio));
+        assert_eq!("none".parse(), Ok(ChardevConfig::None));
+        assert_eq!("file:/tmp/a:b".parse(), Ok(ChardevConfig::File("/tmp/a:b".into())));
+        assert_eq!("unix:s.sock".parse(), Ok(ChardevConfig::Unix("s.sock".into())));
+    }
+
+    #[test]
+    fn an_unknown_form_is_refused_with_what_would_work() {
+        for wrong in ["", "file:", "unix:", "file", "Stdio", "tcp:1234", "stdio:"] {
+            let error = wrong.parse::<ChardevConfig>().unwrap_err().to_string();
+            assert!(error.contains("stdio, file:PATH, unix:PATH or none"), "{error}");
+        }
+    }
+
+    #[test]
+    fn display_is_what_parses() {
+        for text in ["stdio", "none", "file:/x", "unix:/y"] {
+            assert_eq!(text.parse::<ChardevConfig>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn stdio_without_streams_is_refused() {
+        assert!(matches!(open(&ChardevConfig::Stdio, None), Err(ChardevError::NoStdio)));
+    }
+}

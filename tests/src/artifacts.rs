@@ -1,0 +1,32 @@
+//! Where the tests find what they run: the hvrun binary, the kernel and the initrd. `cargo xtask test` makes them; this only looks.
+
+use anyhow::{Result, ensure};
+use std::path::{Path, PathBuf};
+
+/// The hvrun to test, instead of `target/release/hvrun`.
+pub const BINARY_VAR: &str = "HVRUN_TEST_BIN";
+/// The folder of the guest, instead of `target/guest`.
+pub const GUEST_DIR_VAR: &str = "HVRUN_TEST_GUEST_DIR";
+
+fn locate(variable: &str, default: &str, file: &str) -> Result<PathBuf> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let base = std::env::var_os(variable).map_or_else(|| top.join(default), PathBuf::from);
+    let path = if file.is_empty() { base } else { base.join(file) };
+    ensure!(path.is_file(), "{} is missing: run 'cargo xtask test', which makes it", path.display());
+    Ok(path)
+}
+
+/// The release build of hvrun.
+pub fn hvrun() -> Result<PathBuf> {
+    locate(BINARY_VAR, "target/release/hvrun", "")
+}
+
+/// Debian's arm64 kernel.
+pub fn kernel() -> Result<PathBuf> {
+    locate(GUEST_DIR_VAR, "target/guest", "vmlinuz")
+}
+
+/// The initrd with busybox and the scripts of `tests/xtask/guest`.
+pub fn initrd() -> Result<PathBuf> {
+    locate(GUEST_DIR_VAR, "target/guest", "initrd.cpio")
+}

@@ -1,0 +1,325 @@
+//! What a user can get wrong: each ends before anything starts, with exit code 1 (2 for usage) and a message that names it.
+
+use anyhow::{Result, ensure};
+use hvrun_tests::bare::{Program, file, header};
+use hvrun_tests::{Hvrun, Outcome};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// hvrun refuses: nothing ran, and standard error holds all of `words` (whatever their case).
+fn refused(hvrun: Hvrun, words: &[&str]) -> Result<Outcome> {
+    let outcome = hvrun.run()?;
+    ensure!(
+        matches!(outcome.code, Some(1 | 2)),
+        "code {:?}, signal {:?}: {}",
+        outcome.code,
+        outcome.signal,
+        outcome.stderr
+    );
+    ensure!(outcome.serial.is_empty(), "standard output has: {}", outcome.serial);
+    let message = outcome.stderr.to_lowercase();
+    for word in words {
+        ensure!(message.contains(&word.to_lowercase()), "'{word}' is not in: {}", outcome.stderr);
+    }
+    Ok(outcome)
+}
+
+/// Refused with exit code 1: the words were understood, but what they say cannot be done.
+fn refused_with_1(hvrun: Hvrun, words: &[&str]) -> Result<()> {
+    let outcome = refused(hvrun, words)?;
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    Ok(())
+}
+
+/// Refused with exit code 2: the command line is wrong.
+fn refused_with_2(hvrun: Hvrun, words: &[&str]) -> Result<()> {
+    let outcome = refused(hvrun, words)?;
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    Ok(())
+}
+
+fn kernel_is_refused(bytes: &[u8], words: &[&str]) -> Result<()> {
+    let (_dir, path) = file(bytes)?;
+    refused_with_1(Hvrun::kernel(&path), words)
+}
+
+/// A kernel that would run.
+fn good_kernel() -> Result<(TempDir, PathBuf)> {
+    Program::new().print("RAN\n").power_off().file()
+}
+
+fn with_good_kernel(args: &[&str], words: &[&str]) -> Result<Outcome> {
+    let (_dir, kernel) = good_kernel()?;
+    refused(Hvrun::new().args(args).arg(&kernel), words)
+}
+
+// The kernel.
+
+#[test]
+fn missing_kernel_is_named() -> Result<()> {
+    refused_with_1(
+        Hvrun::kernel(Path::new("/nonexistent/vmlinuz")),
+        &["/nonexistent/vmlinuz", "no such file"],
+    )
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn unreadable_kernel_is_named() -> Result<()> {
+    // Even root cannot read the beginning of an address space.
+    refused_with_1(Hvrun::kernel(Path::new("/proc/self/mem")), &["/proc/self/mem"])
+}
+
+#[test]
+fn directory_as_kernel_is_called_a_directory() -> Result<()> {
+    let dir = TempDir::new()?;
+    refused_with_1(Hvrun::kernel(dir.path()), &[&dir.path().to_string_lossy(), "directory"])
+}
+
+#[test]
+fn empty_kernel_is_refused() -> Result<()> {
+    kernel_is_refused(b"", &["empty"])
+}
+
+#[test]
+fn text_as_kernel_is_refused() -> Result<()> {
+    kernel_is_refused(&b"#!/bin/sh\necho this is no kernel\n".repeat(100), &["kernel", "not"])
+}
+
+#[test]
+fn x86_bzimage_is_called_x86() -> Result<()> {
+    let mut bytes = vec![0; 65536];
+    bytes[0..2].copy_from_slice(b"MZ");
+    bytes[0x1FE..0x200].copy_from_slice(&[0x55, 0xAA]);
+    bytes[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel_is_refused(&bytes, &["x86"])
+}
+
+#[test]
+fn elf_is_called_elf() -> Result<()> {
+    let mut bytes = vec![0; 65536];
+    bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    bytes[16..20].copy_from_slice(&[2, 0, 183, 0]); // ET_EXEC, EM_AARCH64
+    kernel_is_refused(&bytes, &["elf"])
+}
+
+#[test]
+fn arm_zimage_is_called_32_bit() -> Result<()> {
+    let mut bytes = vec![0; 65536];
+    bytes[0x24..0x28].copy_from_slice(&0x016F_2818_u32.to_le_bytes());
+    kernel_is_refused(&bytes, &["32-bit"])
+}
+
+#[test]
+fn big_endian_image_is_called_big_endian() -> Result<()> {
+    let mut bytes = header(0x2000, 0b1011);
+    bytes.resize(0x2000, 0);
+    kernel_is_refused(&bytes, &["big-endian"])
+}
+
+#[test]
+fn image_cut_inside_its_header_is_called_truncated() -> Result<()> {
+    kernel_is_refused(&header(0x2000, 0b1010)[..60], &["truncated"])
+}
+
+#[test]
+fn image_cut_behind_its_header_is_called_truncated() -> Result<()> {
+    kernel_is_refused(&header(0x2000, 0b1010), &["truncated"])
+}
+
+#[test]
+fn distribution_kernel_cut_in_half_is_called_truncated() -> Result<()> {
+    let whole = std::fs::read(hvrun_tests::artifacts::kernel()?)?;
+    kernel_is_refused(&whole[..whole.len() / 2], &["truncated"])
+}
+
+#[test]
+fn image_larger_than_memory_is_refused() -> Result<()> {
+    let mut bytes = header(1 << 40, 0b1010);
+    bytes.resize(0x2000, 0);
+    kernel_is_refused(&bytes, &["memory"])
+}
+
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes)?;
+    Ok(encoder.finish()?)
+}
+
+#[test]
+fn damaged_gzip_is_called_gzip() -> Result<()> {
+    let mut bytes = gzip(&Program::new().power_off().image())?;
+    let at = bytes.len() - 6; // in the checksum
+    bytes[at] ^= 0xFF;
+    kernel_is_refused(&bytes, &["gzip"])
+}
+
+#[test]
+fn truncated_gzip_is_called_gzip() -> Result<()> {
+    let bytes = gzip(&Program::new().power_off().image())?;
+    kernel_is_refused(&bytes[..bytes.len() / 2], &["gzip"])
+}
+
+#[test]
+fn gzip_of_something_else_is_refused() -> Result<()> {
+    kernel_is_refused(&gzip(&b"this is no kernel\n".repeat(1000))?, &["kernel"])
+}
+
+/// An EFI zboot image (Linux, drivers/firmware/efi/libstub/zboot-header.S) around `payload`.
+fn zboot(compression: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 0x200];
+    bytes[0..2].copy_from_slice(b"MZ");
+    bytes[4..8].copy_from_slice(b"zimg");
+    bytes[8..12].copy_from_slice(&0x200_u32.to_le_bytes());
+    bytes[12..16].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes[24..24 + compression.len()].copy_from_slice(compression);
+    bytes[56..60].copy_from_slice(&0x8182_23CD_u32.to_le_bytes()); // LINUX_PE_MAGIC
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+#[test]
+fn damaged_zstd_is_called_zstd() -> Result<()> {
+    let mut payload = vec![0x28, 0xB5, 0x2F, 0xFD];
+    payload.extend([0xFF; 4096]);
+    kernel_is_refused(&zboot(b"zstd22", &payload), &["zstd"])
+}
+
+#[test]
+fn unknown_zboot_compression_is_named() -> Result<()> {
+    kernel_is_refused(&zboot(b"lz5", &[0; 4096]), &["lz5"])
+}
+
+// The initrd.
+
+#[test]
+fn missing_initrd_is_named() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    refused_with_1(
+        Hvrun::kernel(&kernel).arg("/nonexistent/initrd"),
+        &["/nonexistent/initrd", "no such file"],
+    )
+}
+
+#[test]
+fn directory_as_initrd_is_called_a_directory() -> Result<()> {
+    let (dir, kernel) = good_kernel()?;
+    refused_with_1(Hvrun::kernel(&kernel).arg(dir.path()), &[&dir.path().to_string_lossy(), "directory"])
+}
+
+#[test]
+fn initrd_that_does_not_fit_is_refused() -> Result<()> {
+    let (dir, kernel) = good_kernel()?;
+    let initrd = dir.path().join("initrd");
+    std::fs::File::create(&initrd)?.set_len(300 << 20)?; // a hole: it takes no space
+    refused_with_1(Hvrun::kernel(&kernel).args(["-m", "256M"]).arg(&initrd), &["initrd", "memory"])
+}
+
+// Sizes and numbers.
+
+#[test]
+fn memory_too_small_is_refused() -> Result<()> {
+    with_good_kernel(&["-m", "1M"], &["memory", "1M"]).map(|_| ())
+}
+
+#[test]
+fn memory_that_is_no_number_is_refused() -> Result<()> {
+    with_good_kernel(&["--memory", "lots"], &["memory", "lots"]).map(|_| ())
+}
+
+#[test]
+fn memory_of_nothing_is_refused() -> Result<()> {
+    with_good_kernel(&["--memory", "0"], &["memory", "0"]).map(|_| ())
+}
+
+#[test]
+fn negative_memory_is_refused() -> Result<()> {
+    with_good_kernel(&["--memory=-1G"], &["-1G"]).map(|_| ())
+}
+
+#[test]
+fn memory_above_the_address_space_is_refused() -> Result<()> {
+    with_good_kernel(&["-m", "999999G"], &["memory", "999999G"]).map(|_| ())
+}
+
+#[test]
+fn memory_that_overflows_is_refused() -> Result<()> {
+    with_good_kernel(&["-m", "99999999999999999999G"], &["99999999999999999999G"]).map(|_| ())
+}
+
+#[test]
+fn no_cpus_are_refused() -> Result<()> {
+    with_good_kernel(&["--cpus", "0"], &["cpu", "0"]).map(|_| ())
+}
+
+#[test]
+fn nine_cpus_are_refused_and_the_limit_is_named() -> Result<()> {
+    with_good_kernel(&["-p", "9"], &["cpu", "9", "8"]).map(|_| ())
+}
+
+#[test]
+fn cpus_that_are_no_number_are_refused() -> Result<()> {
+    with_good_kernel(&["-p", "many"], &["cpu", "many"]).map(|_| ())
+}
+
+#[test]
+fn command_line_of_2048_bytes_is_refused_and_the_limit_is_named() -> Result<()> {
+    with_good_kernel(&["--append", &"x".repeat(2048)], &["2048", "2047"]).map(|_| ())
+}
+
+#[test]
+fn command_line_of_2047_bytes_is_taken() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    let outcome = Hvrun::kernel(&kernel).arg("--append").arg("x".repeat(2047)).run()?;
+    assert_eq!((outcome.code, outcome.serial.as_str()), (Some(0), "RAN\n"), "{}", outcome.stderr);
+    Ok(())
+}
+
+// Accelerators and other words.
+
+#[test]
+fn unknown_accelerator_is_named_and_the_known_ones_are_listed() -> Result<()> {
+    with_good_kernel(&["--accel", "warp"], &["warp", "soft"]).map(|_| ())
+}
+
+#[test]
+fn accelerator_that_this_host_lacks_is_named_with_the_reason() -> Result<()> {
+    let other = if cfg!(target_os = "macos") { "kvm" } else { "hvf" };
+    with_good_kernel(&["--accel", other], &[other, "soft"]).map(|_| ())
+}
+
+#[test]
+fn unknown_serial_is_named() -> Result<()> {
+    with_good_kernel(&["--serial", "pigeon:coop"], &["pigeon", "stdio"]).map(|_| ())
+}
+
+#[test]
+fn serial_file_that_cannot_be_made_is_named() -> Result<()> {
+    with_good_kernel(&["--serial", "file:/nonexistent/log"], &["/nonexistent/log"]).map(|_| ())
+}
+
+#[test]
+fn serial_socket_that_cannot_be_made_is_named() -> Result<()> {
+    with_good_kernel(&["--serial", "unix:/nonexistent/sock"], &["/nonexistent/sock"]).map(|_| ())
+}
+
+#[test]
+fn no_kernel_is_a_usage_error() -> Result<()> {
+    refused_with_2(Hvrun::new(), &["kernel"])
+}
+
+#[test]
+fn unknown_option_is_a_usage_error() -> Result<()> {
+    refused_with_2(Hvrun::new().args(["--frobnicate", "vmlinuz"]), &["--frobnicate"])
+}
+
+#[test]
+fn option_without_its_value_is_a_usage_error() -> Result<()> {
+    refused_with_2(Hvrun::new().args(["vmlinuz", "--memory"]), &["--memory"])
+}
+
+#[test]
+fn third_file_is_a_usage_error() -> Result<()> {
+    refused_with_2(Hvrun::new().args(["vmlinuz", "initrd", "surplus"]), &["surplus"])
+}
