@@ -90,6 +90,8 @@ pub struct Cpu {
     generation: [u64; 2],
     pub(crate) fetch_tlb: FetchTlb,
     pub(crate) sys: SysRegs,
+    /// Identification registers that the guest reads with other values than this CPU's own.
+    pub(crate) identification: Vec<(u16, u64)>,
     pub(crate) pstate: PState,
     /// SP_EL0 and SP_EL1; the one in use is stale, its value is `regs.x[SP]`.
     sp: [u64; 2],
@@ -144,6 +146,7 @@ impl Cpu {
             generation: [0; 2],
             fetch_tlb: FetchTlb::new(),
             sys: SysRegs::default(),
+            identification: Vec::new(),
             pstate: PState { el: 1, sp_sel: true, daif: 0xf, pan: false, il: false },
             sp: [0; 2],
             monitor: Monitor::default(),
@@ -338,24 +341,30 @@ impl Cpu {
         self.tlb.set_privilege(self.privilege());
     }
 
-    /// Forgets every cached translation.
-    pub(crate) fn flush_translations(&mut self) {
-        self.tlb.flush();
-        self.fetch_tlb.flush();
-        self.generation[0] += 1;
-        self.generation[1] += 1;
+    /// Voids what was fetched and jumped to through the translations of a half.
+    fn forget_fetched(&mut self, upper: bool) {
+        self.fetch_tlb.forget(upper);
+        self.generation[usize::from(upper)] += 1;
         self.state_changed();
     }
 
-    /// Forgets the translations of the current ASID.
-    pub(crate) fn flush_asid(&mut self) {
+    /// Forgets every cached translation.
+    pub(crate) fn flush_translations(&mut self) {
+        self.tlb.flush();
+        self.forget_fetched(false);
+        self.forget_fetched(true);
+    }
+
+    /// TLBI by ASID.
+    pub(crate) fn flush_asid(&mut self, asid: u16) {
         if self.tlb.has_upper_ng() {
             return self.flush_translations();
         }
-        self.tlb.flush_asid();
-        self.fetch_tlb.flush_half(false);
-        self.generation[0] += 1;
-        self.state_changed();
+        // Data entries of other ASIDs were dropped when the ASID changed; jumps are kept for them.
+        if asid == self.asid() {
+            self.tlb.flush_asid();
+        }
+        self.forget_fetched(false);
     }
 
     /// The ASID changed: what belonged to the old one must not be used, but is not invalid.
@@ -364,17 +373,15 @@ impl Cpu {
             return self.flush_translations();
         }
         self.tlb.flush_asid();
-        self.fetch_tlb.flush_half(false);
         self.state_changed();
     }
 
     /// Forgets the translations of one page.
     pub(crate) fn flush_va(&mut self, va: u64) {
-        let upper = va >> 55 & 1 != 0;
         self.tlb.flush_va(va);
-        self.fetch_tlb.flush_half(upper);
-        self.generation[usize::from(upper)] += 1;
-        self.state_changed();
+        if self.fetch_tlb.may_hold(va) {
+            self.forget_fetched(va >> 55 & 1 != 0);
+        }
     }
 
     /// CNTVCT.
@@ -505,15 +512,15 @@ impl Cpu {
             exception::pc_alignment(self);
             return Err(None);
         }
-        let el = usize::from(self.pstate.el);
-        let page = match self.fetch_tlb.lookup(self.pc, el) {
+        let context = self.context[(self.pc >> 55 & 1) as usize];
+        let page = match self.fetch_tlb.lookup(self.pc, context) {
             Some(page) => page,
             None => {
-                let who = if el == 0 { Privilege::El0 } else { Privilege::El1 };
+                let who = if self.pstate.el == 0 { Privilege::El0 } else { Privilege::El1 };
                 match self.translate(self.pc, Access::Fetch, who) {
                     Ok(translation) => {
                         self.tlb.note_fetch(self.pc, translation.not_global);
-                        self.fetch_tlb.insert(self.pc, el, translation.page);
+                        self.fetch_tlb.insert(self.pc, context, &translation);
                         translation.page
                     }
                     Err(Fault::Stage1(code)) => {
@@ -605,14 +612,7 @@ impl Cpu {
     fn maintain(&mut self, item: Maintenance) {
         match item {
             Maintenance::TlbAll => self.flush_translations(),
-            Maintenance::TlbAsid(asid) => {
-                // Entries of other ASIDs were dropped when the ASID changed; only jumps are kept for them.
-                if asid == self.asid() {
-                    self.flush_asid();
-                } else {
-                    self.forget_other_asids();
-                }
-            }
+            Maintenance::TlbAsid(asid) => self.flush_asid(asid),
             Maintenance::TlbVa(va) => self.flush_va(va),
             Maintenance::Code(page) => self.code.flush_page(page),
             Maintenance::CodeAll => self.code.flush(),
@@ -623,16 +623,5 @@ impl Cpu {
                 self.code.flush();
             }
         }
-    }
-
-    /// TLBI by ASID on this CPU.
-    pub(crate) fn maintain_asid(&mut self, asid: u16) {
-        self.maintain(Maintenance::TlbAsid(asid));
-    }
-
-    /// Voids the jumps remembered for the lower half under every ASID.
-    fn forget_other_asids(&mut self) {
-        self.generation[0] += 1;
-        self.state_changed();
     }
 }

@@ -228,6 +228,8 @@ impl Broadcast {
 /// One machine: guest memory and what keeps its CPUs coherent.
 pub struct Machine {
     ipa_bits: u32,
+    /// Frequency of the counter in Hz.
+    frequency: u64,
     regions: RwLock<Arc<[Region]>>,
     cpus: RwLock<Vec<Arc<CpuShared>>>,
     start: Instant,
@@ -241,7 +243,7 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
-    /// Frequency of the system counter in Hz: nanoseconds, as Armv8.6 made standard.
+    /// Frequency of a machine's system counter in Hz if nothing else is asked for: nanoseconds, as Armv8.6 made standard.
     pub const COUNTER_FREQUENCY: u64 = 1_000_000_000;
 
     /// The widest intermediate physical address that a machine can have, in bits (ID_AA64MMFR0_EL1.PARange = 2).
@@ -249,8 +251,14 @@ impl Machine {
 
     /// An empty machine with `ipa_bits` (32 to [`Machine::MAX_IPA_BITS`]; others are clamped) of guest physical address.
     pub fn new(ipa_bits: u32) -> Arc<Machine> {
+        Self::with_counter(ipa_bits, Self::COUNTER_FREQUENCY)
+    }
+
+    /// As [`Machine::new`], with a system counter of `frequency` Hz (1 to [`Machine::COUNTER_FREQUENCY`]; others are clamped).
+    pub fn with_counter(ipa_bits: u32, frequency: u64) -> Arc<Machine> {
         Arc::new(Machine {
             ipa_bits: ipa_bits.clamp(32, Self::MAX_IPA_BITS),
+            frequency: frequency.clamp(1, Self::COUNTER_FREQUENCY),
             regions: RwLock::new(Arc::new([])),
             cpus: RwLock::default(),
             start: Instant::now(),
@@ -263,15 +271,27 @@ impl Machine {
         self.ipa_bits
     }
 
-    /// The physical counter now, in ticks of [`Machine::COUNTER_FREQUENCY`].
+    /// Frequency of the system counter in Hz.
+    pub fn counter_frequency(&self) -> u64 {
+        self.frequency
+    }
+
+    /// The physical counter now, in ticks of [`Machine::counter_frequency`].
     #[inline]
     pub fn counter(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+        let ns = self.start.elapsed().as_nanos() as u64;
+        if self.frequency == Self::COUNTER_FREQUENCY {
+            ns
+        } else {
+            (u128::from(ns) * u128::from(self.frequency) / u128::from(Self::COUNTER_FREQUENCY)) as u64
+        }
     }
 
     /// The host's time at which the counter reads `ticks`; `None` if that is beyond what the host can express.
     pub(crate) fn instant_of(&self, ticks: u64) -> Option<Instant> {
-        self.start.checked_add(std::time::Duration::from_nanos(ticks))
+        // Rounded up, so that the deadline has passed when the alarm rings.
+        let ns = (u128::from(ticks) * u128::from(Self::COUNTER_FREQUENCY)).div_ceil(u128::from(self.frequency));
+        self.start.checked_add(std::time::Duration::from_nanos(u64::try_from(ns).ok()?))
     }
 
     /// Maps `len` bytes at `host` to the guest address `ipa`. Both are multiples of 4 KiB.

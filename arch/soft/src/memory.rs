@@ -47,15 +47,7 @@ impl Cpu {
             return Err(self.read_only_memory(at, va, ipa, iss));
         }
         if !strict {
-            self.tlb.insert(
-                va,
-                who,
-                host_page,
-                translation.allows(Access::Read, who),
-                perms.write && translation.allows(Access::Write, who),
-                translation.size_bits > 12,
-                translation.not_global,
-            );
+            self.tlb.insert(va, who, &translation, host_page, perms.write);
         }
         Ok(host_page + (va & OFFSET))
     }

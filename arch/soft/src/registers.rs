@@ -1,7 +1,6 @@
 //! Reading and writing the system registers this CPU keeps, for the guest (MRS, MSR) and for the caller.
 
 use crate::cpu::{Cpu, Line};
-use crate::machine::Machine;
 use crate::sysreg::{self, cntv_ctl, id, sctlr};
 
 /// FPCR bits that exist: AHP, DN, FZ, RMode.
@@ -65,12 +64,16 @@ impl Cpu {
             id::FPSR => u64::from(self.regs.fpsr),
             id::TPIDR_EL0 => s.tpidr_el0,
             id::TPIDRRO_EL0 => s.tpidrro_el0,
-            id::CNTFRQ_EL0 => Machine::COUNTER_FREQUENCY,
+            id::CNTFRQ_EL0 => self.machine.counter_frequency(),
             id::CNTVCT_EL0 => self.virtual_counter(),
             id::CNTV_TVAL_EL0 => u64::from(s.cntv_cval.wrapping_sub(self.virtual_counter()) as u32),
             id::CNTV_CTL_EL0 => self.cntv_ctl(),
             id::CNTV_CVAL_EL0 => s.cntv_cval,
-            _ => return sysreg::identification(reg, self.machine.ipa_bits()),
+            _ => {
+                let described = self.identification.iter().find(|(described, _)| *described == reg);
+                let own = || sysreg::identification(reg, self.machine.ipa_bits());
+                return described.map(|(_, value)| *value).or_else(own);
+            }
         })
     }
 
@@ -82,6 +85,17 @@ impl Cpu {
             id::SP_EL1 => self.set_sp_of(1, value),
             _ => return self.write_sys_reg(reg, value).is_some(),
         }
+        true
+    }
+
+    /// Makes the guest read `value` from an identification register of the space 3,0,0,1-7,op2, whatever this CPU can do; also
+    /// after a reset. Returns whether `reg` is such a register.
+    pub fn describe_as(&mut self, reg: u16, value: u64) -> bool {
+        if sysreg::identification(reg, self.machine.ipa_bits()).is_none() {
+            return false;
+        }
+        self.identification.retain(|(described, _)| *described != reg);
+        self.identification.push((reg, value));
         true
     }
 

@@ -1,7 +1,7 @@
 //! The software TLB: what `mmu` found, by virtual page and privilege, in the form in which a load or store uses it.
 
 use crate::machine::PAGE_SIZE;
-use crate::mmu::Privilege;
+use crate::mmu::{Access, Privilege, Translation};
 
 /// Entries for each privilege.
 const ENTRIES: usize = 1024;
@@ -22,13 +22,52 @@ pub(crate) struct Entry {
 
 const EMPTY: Entry = Entry { read: NEVER, write: NEVER, addend: 0 };
 
+/// The addresses of one half that blocks larger than 4 KiB map: TLBI of any of them must drop every part of its block.
+#[derive(Debug, Clone, Copy)]
+struct Large {
+    low: u64,
+    high: u64,
+}
+
+const NO_LARGE: Large = Large { low: u64::MAX, high: 0 };
+
+/// An address without its top byte, which translation may ignore.
+fn untagged(va: u64) -> u64 {
+    va << 8 >> 8
+}
+
+fn is_upper(va: u64) -> bool {
+    va >> 55 & 1 != 0
+}
+
+/// [`Large`] for the lower and the upper half.
+#[derive(Debug)]
+struct LargeHalves([Large; 2]);
+
+impl LargeHalves {
+    const NONE: LargeHalves = LargeHalves([NO_LARGE; 2]);
+
+    fn add(&mut self, va: u64, size_bits: u32) {
+        if size_bits > 12 {
+            let first = untagged(va) >> size_bits << size_bits;
+            let large = &mut self.0[usize::from(is_upper(va))];
+            large.low = large.low.min(first);
+            large.high = large.high.max(first + ((1 << size_bits) - 1));
+        }
+    }
+
+    fn contains(&self, va: u64) -> bool {
+        let large = self.0[usize::from(is_upper(va))];
+        (large.low..=large.high).contains(&untagged(va))
+    }
+}
+
 /// The data TLB of one CPU, direct mapped.
 pub(crate) struct Tlb {
     entries: Box<[Entry; 4 * ENTRIES]>,
     /// Start of the current privilege's entries.
     base: usize,
-    /// A mapping larger than 4 KiB is cached, of which TLBI by address must drop every part.
-    has_large: bool,
+    large: LargeHalves,
     /// A non-global mapping of the upper half is cached (lower-half ones are always dropped with the ASID).
     has_upper_ng: bool,
     /// EL1 has translated lower-half addresses.
@@ -41,7 +80,7 @@ impl Tlb {
             Ok(entries) => entries,
             Err(_) => unreachable!("the slice has exactly that length"),
         };
-        Tlb { entries, base: 0, has_large: false, has_upper_ng: false, has_lower_el1: false }
+        Tlb { entries, base: 0, large: LargeHalves::NONE, has_upper_ng: false, has_lower_el1: false }
     }
 
     /// Makes `who` the privilege that [`Tlb::entry`] looks up.
@@ -62,16 +101,18 @@ impl Tlb {
         &self.entries[who as usize * ENTRIES | (va >> 12) as usize & (ENTRIES - 1)]
     }
 
-    /// Caches the page of `va`.
-    pub fn insert(&mut self, va: u64, who: Privilege, host_page: u64, read: bool, write: bool, large: bool, ng: bool) {
+    /// Caches the page of `va`, which `translation` puts at `host_page`; `write` says whether the memory can be written.
+    pub fn insert(&mut self, va: u64, who: Privilege, translation: &Translation, host_page: u64, write: bool) {
         let page = va & !(PAGE_SIZE - 1);
         let tag = |allowed| if allowed { page } else { NEVER };
-        self.has_large |= large;
-        let upper = va >> 55 & 1 != 0;
-        self.has_upper_ng |= upper && ng;
-        self.has_lower_el1 |= !upper && who != Privilege::El0;
-        self.entries[who as usize * ENTRIES | (va >> 12) as usize & (ENTRIES - 1)] =
-            Entry { read: tag(read), write: tag(write), addend: host_page.wrapping_sub(page) };
+        self.large.add(va, translation.size_bits);
+        self.has_upper_ng |= is_upper(va) && translation.not_global;
+        self.has_lower_el1 |= !is_upper(va) && who != Privilege::El0;
+        self.entries[who as usize * ENTRIES | (va >> 12) as usize & (ENTRIES - 1)] = Entry {
+            read: tag(translation.allows(Access::Read, who)),
+            write: tag(write && translation.allows(Access::Write, who)),
+            addend: host_page.wrapping_sub(page),
+        };
     }
 
     /// Whether anything of the upper half depends on the ASID.
@@ -81,12 +122,12 @@ impl Tlb {
 
     /// Notes that the page of `va` was translated for a fetch, which is cached elsewhere.
     pub fn note_fetch(&mut self, va: u64, not_global: bool) {
-        self.has_upper_ng |= va >> 55 & 1 != 0 && not_global;
+        self.has_upper_ng |= is_upper(va) && not_global;
     }
 
     pub fn flush(&mut self) {
         self.entries.fill(EMPTY);
-        self.has_large = false;
+        self.large = LargeHalves::NONE;
         self.has_upper_ng = false;
         self.has_lower_el1 = false;
     }
@@ -102,13 +143,13 @@ impl Tlb {
 
     /// Drops the page of `va` for every privilege and whatever top byte.
     pub fn flush_va(&mut self, va: u64) {
-        if self.has_large {
+        if self.large.contains(va) {
             return self.flush();
         }
         let index = (va >> 12) as usize & (ENTRIES - 1);
         for who in 0..3 {
             let entry = &mut self.entries[who * ENTRIES | index];
-            let same = |tag: u64| (tag ^ va) << 8 >> 20 == 0;
+            let same = |tag: u64| untagged(tag ^ va) >> 12 == 0;
             if same(entry.read) || same(entry.write) {
                 *entry = EMPTY;
             }
@@ -120,46 +161,63 @@ impl Tlb {
 #[derive(Debug, Clone, Copy)]
 struct FetchEntry {
     tag: u64,
+    context: u64,
     page: u64,
 }
 
-const FETCH_ENTRIES: usize = 256;
+const NO_FETCH: FetchEntry = FetchEntry { tag: NEVER, context: 0, page: 0 };
 
-/// The instruction TLB: small, because the jump cache stands before it.
+const FETCH_ENTRIES: usize = 256;
+const FILTER_BITS: u64 = 4096;
+
+/// The instruction TLB: small, because the jump cache stands before it. Like that, it is not flushed but outlived: its
+/// entries belong to a translation context, and whoever invalidates a translation that was fetched from changes the context.
 pub(crate) struct FetchTlb {
-    entries: [Vec<FetchEntry>; 2],
+    entries: Box<[FetchEntry; FETCH_ENTRIES]>,
+    /// Pages of each half that were fetched from since its context last changed, by a hash: most TLBIs concern data.
+    fetched: [[u64; FILTER_BITS as usize / 64]; 2],
+    large: LargeHalves,
 }
 
 impl FetchTlb {
     pub fn new() -> Self {
-        let empty = || vec![FetchEntry { tag: NEVER, page: 0 }; FETCH_ENTRIES];
-        FetchTlb { entries: [empty(), empty()] }
-    }
-
-    /// Physical page of the virtual page of `va`, at EL0 or EL1.
-    pub fn lookup(&self, va: u64, el: usize) -> Option<u64> {
-        let entry = self.entries[el & 1].get((va >> 12) as usize & (FETCH_ENTRIES - 1))?;
-        (entry.tag == va & !(PAGE_SIZE - 1)).then_some(entry.page)
-    }
-
-    pub fn insert(&mut self, va: u64, el: usize, page: u64) {
-        if let Some(entry) = self.entries[el & 1].get_mut((va >> 12) as usize & (FETCH_ENTRIES - 1)) {
-            *entry = FetchEntry { tag: va & !(PAGE_SIZE - 1), page };
+        FetchTlb {
+            entries: Box::new([NO_FETCH; FETCH_ENTRIES]),
+            fetched: [[0; FILTER_BITS as usize / 64]; 2],
+            large: LargeHalves::NONE,
         }
     }
 
-    pub fn flush(&mut self) {
-        for entries in &mut self.entries {
-            entries.fill(FetchEntry { tag: NEVER, page: 0 });
-        }
+    /// Physical page of the virtual page of `va` in `context`.
+    pub fn lookup(&self, va: u64, context: u64) -> Option<u64> {
+        let entry = &self.entries[(va >> 12) as usize & (FETCH_ENTRIES - 1)];
+        (entry.tag == va & !(PAGE_SIZE - 1) && entry.context == context).then_some(entry.page)
     }
 
-    /// Drops the lower half (`upper` false) or the upper.
-    pub fn flush_half(&mut self, upper: bool) {
-        for entry in self.entries.iter_mut().flatten() {
-            if (entry.tag >> 55 & 1 != 0) == upper {
-                entry.tag = NEVER;
-            }
-        }
+    /// Remembers where code at `va` is found.
+    pub fn insert(&mut self, va: u64, context: u64, translation: &Translation) {
+        let (word, bit) = Self::filter_place(va);
+        self.fetched[usize::from(is_upper(va))][word] |= bit;
+        self.large.add(va, translation.size_bits);
+        self.entries[(va >> 12) as usize & (FETCH_ENTRIES - 1)] =
+            FetchEntry { tag: va & !(PAGE_SIZE - 1), context, page: translation.page };
+    }
+
+    /// Whether code may have been fetched through the translation of `va` since [`FetchTlb::forget`].
+    pub fn may_hold(&self, va: u64) -> bool {
+        let (word, bit) = Self::filter_place(va);
+        self.large.contains(va) || self.fetched[usize::from(is_upper(va))][word] & bit != 0
+    }
+
+    /// The context of a half has changed: nothing cached for it is valid any more.
+    pub fn forget(&mut self, upper: bool) {
+        self.fetched[usize::from(upper)].fill(0);
+        self.large.0[usize::from(upper)] = NO_LARGE;
+    }
+
+    fn filter_place(va: u64) -> (usize, u64) {
+        let page = untagged(va) >> 12;
+        let hash = (page ^ page >> 12 ^ page >> 24) % FILTER_BITS;
+        ((hash / 64) as usize, 1 << (hash % 64))
     }
 }

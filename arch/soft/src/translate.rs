@@ -29,6 +29,8 @@ struct Lowered {
     uses_sp: bool,
     /// May leave SP without its alignment.
     changes_sp: bool,
+    /// Does nothing at all, so that no op is needed.
+    nothing: bool,
 }
 
 /// How an instruction ends its block, if it does. Targets are relative to the page.
@@ -69,7 +71,9 @@ pub(crate) fn block(cpu: &mut Cpu, region: &Region, page: u64) -> *const Block {
         }
         sp_is_aligned &= !lowered.changes_sp;
         let Lowered { handler, regs: [a, b, c, d], payload, end, .. } = lowered;
-        ops.push(Op { handler, a, b, c, d, offset: offset as u16, payload });
+        if !lowered.nothing {
+            ops.push(Op { handler, a, b, c, d, offset: offset as u16, payload });
+        }
         offset += 4;
         match end {
             End::No if offset == PAGE_SIZE || ops.len() >= MAX_BLOCK => {

@@ -20,10 +20,6 @@ pub(crate) fn system_iss(reg: u16, rt: u8, read: bool) -> u64 {
     op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | u64::from(rt) << 5 | crm << 1 | u64::from(read)
 }
 
-pub(crate) fn nop(cpu: &mut Cpu, at: At) -> Next {
-    at.next(cpu)
-}
-
 pub(crate) fn undefined(cpu: &mut Cpu, at: At) -> Next {
     cpu.undefined(at)
 }
@@ -252,7 +248,7 @@ pub(crate) fn register_el0(cpu: &mut Cpu, at: At) -> Next {
 fn invalidate_tlb(cpu: &mut Cpu, item: Maintenance, broadcast: bool) {
     match item {
         Maintenance::TlbVa(va) => cpu.flush_va(va),
-        Maintenance::TlbAsid(asid) => cpu.maintain_asid(asid),
+        Maintenance::TlbAsid(asid) => cpu.flush_asid(asid),
         _ => cpu.flush_translations(),
     }
     if broadcast {

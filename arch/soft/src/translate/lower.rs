@@ -65,7 +65,12 @@ impl Lowered {
             end: End::No,
             uses_sp: false,
             changes_sp: false,
+            nothing: false,
         }
+    }
+
+    fn nothing() -> Self {
+        Lowered { nothing: true, ..Lowered::new(system::undefined, [0; 4]) }
     }
 
     fn imm(self, imm: u64) -> Self {
@@ -254,7 +259,7 @@ fn bitfield(sf: bool, op: BitfieldOp, rd: u8, rn: u8, immr: u8, imms: u8) -> Low
             // The old value is a source, too: ZR then reads as zero and goes nowhere.
             let rd = if rd == 31 { ZR as u8 } else { rd };
             if usize::from(rd) == ZR {
-                return Lowered::new(system::nop, [0; 4]);
+                return Lowered::nothing();
             }
             Lowered::new(handler, [rd, src(rn), shift as u8, 0]).imms(keep, mask)
         }
@@ -390,7 +395,7 @@ fn load_store(op: MemOp, rt: u8, addr: Address, unprivileged: bool, here: i64) -
         }
         MemOp::StoreSimd { size } => (kind::STORE_SIMD + size, rt, 0),
         MemOp::LoadSimd { size } => (kind::LOAD_SIMD + size, rt, 0),
-        MemOp::Prefetch => return Lowered::new(system::nop, [0; 4]),
+        MemOp::Prefetch => return Lowered::nothing(),
     };
     let kind_and = |mode: u8| {
         pick!(single, (0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22) number,
@@ -532,7 +537,7 @@ fn system_insn(insn: Insn, el1: bool) -> Lowered {
         Insn::Hvc { imm } if el1 => away(system::hvc, imm),
         Insn::Smc { imm } if el1 => away(system::smc, imm),
         Insn::Eret if el1 => away(system::eret, 0),
-        Insn::Nop | Insn::Yield => plain(system::nop),
+        Insn::Nop | Insn::Yield => Lowered::nothing(),
         Insn::Wfi => plain(system::wait),
         Insn::Wfe => Lowered::new(system::wait, [1, 0, 0, 0]),
         Insn::Sev => plain(system::sev),
