@@ -5,9 +5,11 @@
 pub mod aarch64;
 pub mod hypervisor;
 pub mod memory;
+pub mod select;
 pub mod soft;
 
 pub use hypervisor::{
     Accel, BootState, Hypervisor, HypervisorError, IrqChip, Kick, Kicker, Spi, Vcpu, VcpuExit, Vm, VmConfig,
 };
 pub use memory::GuestMemory;
+pub use select::{open, open_first};

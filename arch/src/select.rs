@@ -7,46 +7,44 @@ use std::sync::Arc;
 use crate::hypervisor::{Accel, Hypervisor, HypervisorError};
 use crate::soft::SoftHypervisor;
 
-/// A backend that works, and the ones that were asked for first and do not.
-#[derive(Debug)]
-pub struct Opened {
-    /// The backend.
-    pub hypervisor: Arc<dyn Hypervisor>,
-    /// Which others were tried before it, with the reason why each is not available.
-    pub skipped: Vec<(Accel, String)>,
-}
+/// A backend that works, and the ones that were asked for first and do not, each with the reason.
+pub type Opened = (Arc<dyn Hypervisor>, Vec<(Accel, String)>);
 
-/// No backend of the list works on this host.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The list of accelerators is empty; name one of hvf, kvm and soft.
-    #[error("the list of accelerators is empty; name one of hvf, kvm and soft")]
-    Empty,
-    /// None of the accelerators asked for is available.
-    #[error("{}; soft works on every host", list(.0))]
-    NoneAvailable(Vec<(Accel, String)>),
-}
-
-fn list(tried: &[(Accel, String)]) -> String {
-    let reasons: Vec<_> =
-        tried.iter().map(|(accel, reason)| format!("{accel} is not available: {reason}")).collect();
-    reasons.join("; ")
-}
-
-/// Opens the first of `accels` that works on this host.
-pub fn open(accels: &[Accel]) -> Result<Opened, OpenError> {
-    if accels.is_empty() {
-        return Err(OpenError::Empty);
+/// Opens the first of `accels` that works on this host, and logs why each one before it does not.
+pub fn open(accels: &[Accel]) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
+    let (hypervisor, skipped) = open_first(accels)?;
+    for (accel, reason) in skipped {
+        log::info!("{accel} is not available: {reason}");
     }
+    Ok(hypervisor)
+}
+
+/// Opens the first of `accels` that works on this host. If none does, or there is none, the error gives every reason.
+pub fn open_first(accels: &[Accel]) -> Result<Opened, HypervisorError> {
     let mut skipped = Vec::new();
     for &accel in accels {
         match open_one(accel) {
-            Ok(hypervisor) => return Ok(Opened { hypervisor, skipped }),
+            Ok(hypervisor) => return Ok((hypervisor, skipped)),
             Err(HypervisorError::Unavailable { reason, .. }) => skipped.push((accel, reason)),
             Err(error) => skipped.push((accel, error.to_string())),
         }
     }
-    Err(OpenError::NoneAvailable(skipped))
+    Err(none_available(skipped))
+}
+
+fn none_available(skipped: Vec<(Accel, String)>) -> HypervisorError {
+    let mut skipped = skipped.into_iter();
+    let Some((accel, mut reason)) = skipped.next() else {
+        return HypervisorError::Call {
+            call: "open",
+            reason: "the list of accelerators is empty; name one of hvf, kvm and soft".to_owned(),
+        };
+    };
+    for (accel, why) in skipped {
+        reason.push_str(&format!("; {accel} is not available: {why}"));
+    }
+    reason.push_str("; soft works on every host");
+    HypervisorError::Unavailable { accel, reason }
 }
 
 /// Opens `accel`, or says why this host or this build lacks it and what would help.
@@ -61,9 +59,7 @@ fn open_one(accel: Accel) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
 
 fn hvf_reason(os: &str, arch: &str) -> String {
     match (os, arch) {
-        ("macos", "aarch64") => {
-            "this build does not contain the Hypervisor.framework backend yet; use soft".to_owned()
-        }
+        ("macos", "aarch64") => "this build does not contain the Hypervisor.framework backend yet".to_owned(),
         ("macos", _) => format!("it runs arm64 guests on Apple silicon only, and this Mac is {arch}"),
         _ => format!("Hypervisor.framework exists on macOS only, and this host runs {os}"),
     }
@@ -71,7 +67,7 @@ fn hvf_reason(os: &str, arch: &str) -> String {
 
 fn kvm_reason(os: &str, arch: &str) -> String {
     match (os, arch) {
-        ("linux", "aarch64") => "this build does not contain the KVM backend yet; use soft".to_owned(),
+        ("linux", "aarch64") => "this build does not contain the KVM backend yet".to_owned(),
         ("linux", _) => format!("KVM runs arm64 guests on arm64 hosts only, and this host is {arch}"),
         _ => format!("KVM exists on Linux only, and this host runs {os}"),
     }
@@ -83,28 +79,28 @@ mod tests {
 
     #[test]
     fn soft_works_everywhere() {
-        let opened = open(&[Accel::Soft]).unwrap();
-        assert_eq!(opened.hypervisor.accel(), Accel::Soft);
-        assert!(opened.skipped.is_empty());
+        let (hypervisor, skipped) = open_first(&[Accel::Soft]).unwrap();
+        assert_eq!(hypervisor.accel(), Accel::Soft);
+        assert!(skipped.is_empty());
     }
 
     #[test]
     fn the_automatic_choice_says_why_it_skipped_others() {
-        let opened = open(&Accel::ALL).unwrap();
-        let skipped: Vec<Accel> = opened.skipped.iter().map(|(accel, _)| *accel).collect();
-        assert_eq!(skipped, [Accel::Hvf, Accel::Kvm]);
-        assert!(opened.skipped.iter().all(|(_, reason)| !reason.is_empty()));
+        let (_, skipped) = open_first(&Accel::ALL).unwrap();
+        let accels: Vec<Accel> = skipped.iter().map(|(accel, _)| *accel).collect();
+        assert_eq!(accels, [Accel::Hvf, Accel::Kvm]);
+        assert!(skipped.iter().all(|(_, reason)| !reason.is_empty()));
     }
 
     #[test]
     fn a_list_without_a_working_backend_names_each_reason() {
-        let error = open(&[Accel::Hvf, Accel::Kvm]).unwrap_err().to_string();
+        let error = open(&[Accel::Hvf, Accel::Kvm]).err().unwrap().to_string();
         assert!(error.contains("hvf is not available") && error.contains("kvm is not available"), "{error}");
     }
 
     #[test]
     fn an_empty_list_is_an_error() {
-        assert!(matches!(open(&[]), Err(OpenError::Empty)));
+        assert!(open(&[]).err().unwrap().to_string().contains("empty"));
     }
 
     #[test]

@@ -1,5 +1,4 @@
 //! The software CPU as a backend: `hvrun-soft` behind the trap-level seam. Not the CPU itself; that is the crate `soft/`.
-//! It runs on every host, needs no rights and is the last resort of `--accel auto`.
 
 use std::sync::Arc;
 
@@ -8,18 +7,13 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::aarch64::layout::MAX_CPUS;
 use crate::aarch64::raw::{InterruptLine, RawExit, RawVcpu, Reg, SysReg};
-use crate::aarch64::sysreg::Fields;
 use crate::aarch64::trap_vcpu::{TrapMachine, TrapVcpu};
 use crate::hypervisor::{
     Accel, BootState, Hypervisor, HypervisorError, IrqChip, Kick, Kicker, Vcpu, Vm, VmConfig,
 };
 use crate::memory::GuestMemory;
 
-/// FPCR and FPSR, which the software CPU keeps as system registers.
-const FPCR: SysReg = SysReg::new(3, 3, 4, 4, 0);
-const FPSR: SysReg = SysReg::new(3, 3, 4, 4, 1);
-
-/// The backend.
+/// The software CPU, which every host has.
 #[derive(Debug, Default)]
 pub struct SoftHypervisor;
 
@@ -40,32 +34,34 @@ impl Hypervisor for SoftHypervisor {
                 max: MAX_CPUS,
             });
         }
-        let bits = self.ipa_bits();
-        let machine = Machine::new(bits);
+        let cpus = Machine::new(self.ipa_bits());
+        let limit = 1 << self.ipa_bits();
         for region in config.memory.iter() {
-            let end = region.start_addr().0.saturating_add(region.len());
-            if end > 1 << bits {
-                return Err(HypervisorError::AddressSpace { accel: Accel::Soft, end, limit: 1 << bits });
+            let (ipa, len) = (region.start_addr().0, region.len());
+            let end = ipa.saturating_add(len);
+            if end > limit {
+                return Err(HypervisorError::AddressSpace { accel: Accel::Soft, end, limit });
             }
-            // SAFETY: the mapping belongs to `config.memory`. `TrapMachine` keeps a clone of it, and so does every
-            // `SoftVcpu`, so that it outlives every CPU that may access it. Guest memory is only ever accessed through
-            // `vm-memory`'s volatile accessors; nobody holds references into it.
-            unsafe { machine.map(region.start_addr().0, region.as_ptr(), region.len(), Perms::ALL) }
-                .map_err(|error| HypervisorError::Call { call: "Machine::map", reason: error.to_string() })?;
+            // SAFETY: `SoftVm` holds the memory and the machine, and its vCPUs hold a `TrapMachine` with a clone of the
+            // memory, so that the mapping outlives every CPU. `GuestMemory` never gives out references into it.
+            unsafe { cpus.map(ipa, region.as_ptr(), len, Perms::ALL) }.map_err(|error| {
+                HypervisorError::Call { call: "map guest memory", reason: error.to_string() }
+            })?;
         }
-        Ok(Arc::new(SoftVm { machine, trap: TrapMachine::new(&config) }))
+        Ok(Arc::new(SoftVm { cpus, trap: TrapMachine::new(&config), _memory: config.memory }))
     }
 }
 
-/// One machine on software CPUs.
+/// A machine of software CPUs. Fields are dropped in this order: the mapped memory last.
 struct SoftVm {
-    machine: Arc<Machine>,
+    cpus: Arc<Machine>,
     trap: Arc<TrapMachine>,
+    _memory: GuestMemory,
 }
 
 impl Vm for SoftVm {
     fn create_vcpu(&self, id: u32, boot: BootState) -> Result<Box<dyn Vcpu>, HypervisorError> {
-        let raw = SoftVcpu { cpu: Cpu::new(self.machine.clone()), _memory: self.trap.memory().clone() };
+        let raw = SoftVcpu(Cpu::new(self.cpus.clone()));
         Ok(Box::new(TrapVcpu::new(self.trap.clone(), id, raw, boot)?))
     }
 
@@ -78,16 +74,16 @@ impl Vm for SoftVm {
     }
 }
 
-/// One software CPU at trap level.
-struct SoftVcpu {
-    cpu: Cpu,
-    /// What the CPU's machine maps; dropped after the CPU.
-    _memory: GuestMemory,
-}
+/// One software CPU as a raw vCPU.
+#[derive(Debug)]
+struct SoftVcpu(Cpu);
 
-/// A system register that the software CPU does not keep was asked for: a mistake in this crate.
-fn unknown(call: &'static str, reg: SysReg) -> HypervisorError {
-    HypervisorError::Call { call, reason: format!("the software CPU keeps no {}", Fields::of(reg)) }
+struct SoftKick(Canceller);
+
+impl Kick for SoftKick {
+    fn kick(&self) {
+        self.0.cancel();
+    }
 }
 
 fn line(line: InterruptLine) -> Line {
@@ -97,9 +93,20 @@ fn line(line: InterruptLine) -> Line {
     }
 }
 
+/// The registers that [`Reg`] names but the CPU keeps among its system registers.
+const FPCR: SysReg = SysReg::new(3, 3, 4, 4, 0);
+const FPSR: SysReg = SysReg::new(3, 3, 4, 4, 1);
+
+fn no_such(reg: SysReg) -> HypervisorError {
+    HypervisorError::Call {
+        call: "system register access",
+        reason: format!("the software CPU does not keep register {:#06x}", reg.0),
+    }
+}
+
 impl RawVcpu for SoftVcpu {
     fn run(&mut self) -> Result<RawExit, HypervisorError> {
-        Ok(match self.cpu.run() {
+        Ok(match self.0.run() {
             Exit::Canceled => RawExit::Canceled,
             Exit::Exception { syndrome, far, ipa } => RawExit::Exception { syndrome, far, ipa },
             Exit::VtimerActivated => RawExit::VtimerActivated,
@@ -107,20 +114,20 @@ impl RawVcpu for SoftVcpu {
     }
 
     fn reg(&self, reg: Reg) -> Result<u64, HypervisorError> {
-        match reg {
-            Reg::X(n) => Ok(self.cpu.x(n)),
-            Reg::Pc => Ok(self.cpu.pc()),
-            Reg::Cpsr => Ok(self.cpu.cpsr()),
-            Reg::Fpcr => self.sys_reg(FPCR),
-            Reg::Fpsr => self.sys_reg(FPSR),
-        }
+        Ok(match reg {
+            Reg::X(n) => self.0.x(n),
+            Reg::Pc => self.0.pc(),
+            Reg::Cpsr => self.0.cpsr(),
+            Reg::Fpcr => return self.sys_reg(FPCR),
+            Reg::Fpsr => return self.sys_reg(FPSR),
+        })
     }
 
     fn set_reg(&mut self, reg: Reg, value: u64) -> Result<(), HypervisorError> {
         match reg {
-            Reg::X(n) => self.cpu.set_x(n, value),
-            Reg::Pc => self.cpu.set_pc(value),
-            Reg::Cpsr => self.cpu.set_cpsr(value),
+            Reg::X(n) => self.0.set_x(n, value),
+            Reg::Pc => self.0.set_pc(value),
+            Reg::Cpsr => self.0.set_cpsr(value),
             Reg::Fpcr => return self.set_sys_reg(FPCR, value),
             Reg::Fpsr => return self.set_sys_reg(FPSR, value),
         }
@@ -128,47 +135,47 @@ impl RawVcpu for SoftVcpu {
     }
 
     fn simd_reg(&self, n: u8) -> Result<u128, HypervisorError> {
-        Ok(self.cpu.q(n))
+        Ok(self.0.q(n))
     }
 
     fn set_simd_reg(&mut self, n: u8, value: u128) -> Result<(), HypervisorError> {
-        self.cpu.set_q(n, value);
+        self.0.set_q(n, value);
         Ok(())
     }
 
     fn sys_reg(&self, reg: SysReg) -> Result<u64, HypervisorError> {
-        self.cpu.sys_reg(reg.0).ok_or_else(|| unknown("sys_reg", reg))
+        self.0.sys_reg(reg.0).ok_or_else(|| no_such(reg))
     }
 
     fn set_sys_reg(&mut self, reg: SysReg, value: u64) -> Result<(), HypervisorError> {
-        if self.cpu.set_sys_reg(reg.0, value) { Ok(()) } else { Err(unknown("set_sys_reg", reg)) }
+        if self.0.set_sys_reg(reg.0, value) { Ok(()) } else { Err(no_such(reg)) }
     }
 
-    fn set_pending(&mut self, interrupt: InterruptLine, pending: bool) -> Result<(), HypervisorError> {
-        self.cpu.set_pending(line(interrupt), pending);
+    fn set_pending(&mut self, to: InterruptLine, pending: bool) -> Result<(), HypervisorError> {
+        self.0.set_pending(line(to), pending);
         Ok(())
     }
 
     fn vtimer_mask(&self) -> Result<bool, HypervisorError> {
-        Ok(self.cpu.vtimer_mask())
+        Ok(self.0.vtimer_mask())
     }
 
     fn set_vtimer_mask(&mut self, masked: bool) -> Result<(), HypervisorError> {
-        self.cpu.set_vtimer_mask(masked);
+        self.0.set_vtimer_mask(masked);
         Ok(())
     }
 
     fn vtimer_offset(&self) -> Result<u64, HypervisorError> {
-        Ok(self.cpu.vtimer_offset())
+        Ok(self.0.vtimer_offset())
     }
 
     fn set_vtimer_offset(&mut self, offset: u64) -> Result<(), HypervisorError> {
-        self.cpu.set_vtimer_offset(offset);
+        self.0.set_vtimer_offset(offset);
         Ok(())
     }
 
     fn counter(&self) -> u64 {
-        self.cpu.machine().counter()
+        self.0.machine().counter()
     }
 
     fn counter_frequency(&self) -> u64 {
@@ -176,7 +183,7 @@ impl RawVcpu for SoftVcpu {
     }
 
     fn kicker(&self) -> Kicker {
-        Kicker::new(Arc::new(Cancel(self.cpu.canceller())))
+        Kicker::new(Arc::new(SoftKick(self.0.canceller())))
     }
 
     fn remembers_kicks(&self) -> bool {
@@ -184,17 +191,8 @@ impl RawVcpu for SoftVcpu {
     }
 
     fn reset(&mut self) -> Result<(), HypervisorError> {
-        self.cpu.reset();
+        self.0.reset();
         Ok(())
-    }
-}
-
-/// The software CPU's way to be kicked.
-struct Cancel(Canceller);
-
-impl Kick for Cancel {
-    fn kick(&self) {
-        self.0.cancel();
     }
 }
 

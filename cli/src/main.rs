@@ -1,2 +1,80 @@
-//! The hvrun command.
-fn main() {}
+//! The hvrun command: arguments in, a machine, an exit code out. The only place that reads argv, prints to stdout or exits the
+//! process. What a machine is and does is in `hvrun-vmm`.
+//!
+//! Exit codes: 0 the guest powered off (or reset under `--no-reboot`, or somebody ended the machine), 1 an error, 2 bad usage.
+
+mod args;
+mod console;
+mod logging;
+mod options;
+mod signals;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use args::Action;
+use hvrun_vmm::{MachineConfig, Outcome};
+
+/// Exit code for a command line that is wrong.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    console::restore_on_panic();
+    let action = match args::parse(std::env::args_os().skip(1)) {
+        Ok(action) => action,
+        Err(error) => {
+            logging::say(format_args!("{error}\ntry 'hvrun --help'"));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match act(action) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logging::say(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(action: Action) -> Result<()> {
+    match action {
+        Action::Help => print(&options::help()),
+        Action::Version => print(concat!("hvrun ", env!("CARGO_PKG_VERSION"), "\n")),
+        Action::PrintConfig(config) => print_config(&config),
+        Action::Run { config, verbosity } => {
+            logging::start(verbosity);
+            run(config)
+        }
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to standard output")
+}
+
+fn print_config(config: &MachineConfig) -> Result<()> {
+    config.validate()?;
+    let json = serde_json::to_string_pretty(config).context("the configuration has no JSON form")?;
+    print(&(json + "\n"))
+}
+
+/// Runs a machine to its end.
+fn run(config: MachineConfig) -> Result<()> {
+    let console = console::Console::new(&config.serial);
+    // Before the machine, so that no signal finds the terminal raw and nobody to restore it.
+    let _signals = signals::watch(console.remote().clone()).context("cannot watch for signals")?;
+    let machine = console.connect(config)?.build()?;
+    console.remote().attach(machine.control());
+    let raw = console.enter_raw_mode()?;
+    let end = machine.start()?.wait();
+    // The error, if there is one, belongs on a terminal in its usual mode.
+    drop(raw);
+    match end? {
+        Outcome::PoweredOff => log::info!("the guest has powered off"),
+        Outcome::Reset => log::info!("the guest has reset itself, which ends it under --no-reboot"),
+        Outcome::Stopped => log::info!("the machine was stopped"),
+    }
+    Ok(())
+}

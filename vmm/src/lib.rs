@@ -1,1 +1,39 @@
-//! The library: a machine description, a machine, a running virtual machine.
+//! The library: a machine description ([`MachineConfig`]), a machine ([`Machine`]), a running virtual machine
+//! ([`RunningMachine`]). It reads no command line, prints nothing to stdout and never exits the process.
+//!
+//! ```no_run
+//! use hvrun_vmm::{Machine, MachineConfig, Outcome};
+//!
+//! let mut config = MachineConfig::new("Image");
+//! config.initrd = Some("initrd.cpio".into());
+//! config.memory = "512M".parse()?;
+//! config.serial = "file:serial.log".parse()?;
+//!
+//! let machine = Machine::build(config)?; // all that can be wrong with files and sizes is found out here
+//! let running = machine.start()?;
+//! let control = running.control(); // may go to any thread: stop(), power_button()
+//! # let _ = control;
+//! assert_eq!(running.wait()?, Outcome::PoweredOff);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! `examples/embed.rs` hands in its own serial back-end and reads what the guest prints.
+
+pub mod config;
+pub mod machine;
+pub mod running;
+pub mod size;
+
+mod lifecycle;
+mod ram;
+mod signals;
+mod sys;
+mod vcpu;
+
+pub use config::{ConfigError, LifecycleConfig, MachineConfig, parse_accels};
+pub use hvrun_arch::{Accel, Hypervisor, HypervisorError};
+pub use hvrun_boot::BootError;
+pub use hvrun_devices::backend::chardev as serial;
+pub use machine::{BuildError, Machine, MachineBuilder};
+pub use running::{MachineControl, Outcome, RunError, RunningMachine};
+pub use size::{MemorySize, SizeError};

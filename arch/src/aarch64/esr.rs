@@ -338,13 +338,7 @@ mod tests {
         let Trap::DataAbort(abort) = decode(esr(0x24, iss)) else { panic!("not a data abort") };
         assert_eq!(
             abort.access,
-            Some(DataAccess {
-                size: 2,
-                sign_extend: true,
-                rt: 9,
-                sixty_four: true,
-                acquire_release: false
-            })
+            Some(DataAccess { size: 2, sign_extend: true, rt: 9, sixty_four: true, acquire_release: false })
         );
         assert!(abort.write);
         assert_eq!(fault_kind(abort.dfsc), FaultKind::Translation);

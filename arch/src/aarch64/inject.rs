@@ -122,9 +122,7 @@ fn syndrome(exception: Exception, from_el0: bool) -> (u64, Option<u64>) {
         Exception::Debug(event, far) if event.class == ec::WATCHPOINT_LOWER => {
             (class(event.class), u64::from(event.iss), Some(far))
         }
-        Exception::Debug(event, _) if event.class == ec::BRK64 => {
-            (event.class, u64::from(event.iss), None)
-        }
+        Exception::Debug(event, _) if event.class == ec::BRK64 => (event.class, u64::from(event.iss), None),
         Exception::Debug(event, _) => (class(event.class), u64::from(event.iss), None),
     };
     (u64::from(class) << esr::EC_SHIFT | esr::IL | iss, far)

@@ -1,7 +1,7 @@
 //! PSCI 1.1 (Arm DEN0022): the power states of a machine's CPUs as a pure state machine.
 //! It decides and answers; whoever calls it wakes threads, resets registers and leaves the run loop.
 
-/// PSCI function identifiers: the 32-bit form; the 64-bit form has [`SMC64`] set too.
+/// PSCI function identifiers: the 32-bit form; the 64-bit form has `SMC64` set too.
 pub mod function {
     /// PSCI_VERSION (DEN0022 5.1.1).
     pub const VERSION: u32 = 0x8400_0000;
@@ -148,10 +148,7 @@ impl Psci {
             | function::FEATURES => true,
             f => matches!(
                 f & !function::SMC64,
-                function::CPU_SUSPEND
-                    | function::CPU_ON
-                    | function::AFFINITY_INFO
-                    | function::SYSTEM_RESET2
+                function::CPU_SUSPEND | function::CPU_ON | function::AFFINITY_INFO | function::SYSTEM_RESET2
             ),
         }
     }
@@ -218,7 +215,9 @@ impl Psci {
     }
 
     fn affinity_info(&self, affinity: u64, level: u64) -> i64 {
-        let Some(ignored_bits) = [0u64, 0xff, 0xffff, 0xff_ffff].get(usize::try_from(level).unwrap_or(usize::MAX)) else {
+        let Some(ignored_bits) =
+            [0u64, 0xff, 0xffff, 0xff_ffff].get(usize::try_from(level).unwrap_or(usize::MAX))
+        else {
             return code::INVALID_PARAMETERS;
         };
         if affinity & !AFFINITY_MASK != 0 {
@@ -273,9 +272,8 @@ mod tests {
     fn features_reports_exactly_what_is_implemented() {
         let mut psci = Psci::new(1);
         let ids = (0x8400_0000..=0x8400_0020).chain(0xc400_0000..=0xc400_0020);
-        let reported: Vec<u32> = ids
-            .filter(|id| call(&mut psci, function::FEATURES, [u64::from(*id), 0, 0]) == ret(0))
-            .collect();
+        let reported: Vec<u32> =
+            ids.filter(|id| call(&mut psci, function::FEATURES, [u64::from(*id), 0, 0]) == ret(0)).collect();
         assert_eq!(
             reported,
             [
@@ -402,10 +400,7 @@ mod tests {
 
     #[test]
     fn cpu_off_of_the_only_cpu_says_so() {
-        assert_eq!(
-            call(&mut Psci::new(2), 0x8400_0002, [0; 3]),
-            Some(Outcome::CpuOff { last: true })
-        );
+        assert_eq!(call(&mut Psci::new(2), 0x8400_0002, [0; 3]), Some(Outcome::CpuOff { last: true }));
     }
 
     #[test]

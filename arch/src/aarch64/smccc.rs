@@ -157,7 +157,10 @@ mod tests {
 
     #[test]
     fn rnd32_uses_the_lower_halves_only() {
-        assert_eq!(call(0x8400_0053, 96, ones), Some(Answer::Four([0, 0xffff_ffff, 0xffff_ffff, 0xffff_ffff])));
+        assert_eq!(
+            call(0x8400_0053, 96, ones),
+            Some(Answer::Four([0, 0xffff_ffff, 0xffff_ffff, 0xffff_ffff]))
+        );
         assert_eq!(call(0x8400_0053, 8, ones), Some(Answer::Four([0, 0, 0, 0xff])));
     }
 

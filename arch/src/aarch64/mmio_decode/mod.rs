@@ -98,11 +98,9 @@ impl Plan {
 /// The top byte of an address, which may be a tag.
 const TAG: u64 = 0xff << 56;
 
-/// What an instruction that aborted turns out to be.
+/// Why an instruction that aborted has no plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decoded {
-    /// Loads or stores that a device can serve.
-    Access(Plan),
+pub enum Refused {
     /// An exclusive or atomic access: a device has no exclusive monitor, so it ends in an external abort.
     Exclusive,
     /// None of the instructions known here.
@@ -157,9 +155,7 @@ impl Kind {
     fn element<R: Registers + ?Sized>(self, regs: &R, n: u8, va: u64) -> Element {
         let operation = match (self.load, self.simd) {
             (true, true) => Operation::Load(Destination::Q(n)),
-            (true, false) => {
-                Operation::Load(Destination::X { n, signed: self.signed, wide: self.wide })
-            }
+            (true, false) => Operation::Load(Destination::X { n, signed: self.signed, wide: self.wide }),
             (false, true) => Operation::Store(regs.q(n)),
             (false, false) => Operation::Store(u128::from(regs.x(n))),
         };
@@ -168,7 +164,7 @@ impl Kind {
 }
 
 /// Decodes `word`, the instruction at the PC, against the registers as they are before it.
-pub fn decode<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+pub fn decode<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     if word & 0xffff_ffe0 == 0xd50b_7420 {
         return zero_block(word, regs);
     }
@@ -181,47 +177,46 @@ pub fn decode<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
         }
         (0b101, 0b00 | 0b01) => pair(word, regs),
         (0b111, 0b00 | 0b01) => single(word, regs),
-        _ => Decoded::Unknown,
+        _ => Err(Refused::Unknown),
     }
 }
 
 /// DC ZVA: zeroes the block around an address.
-fn zero_block<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+fn zero_block<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     let start = regs.x(rt(word)) & !(ZVA_BYTES - 1);
     let mut plan = Plan::new();
     for offset in (0..ZVA_BYTES).step_by(8) {
         plan.push(Element { va: start.wrapping_add(offset), size: 8, operation: Operation::Store(0) });
     }
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// LDAR and STLR (and their LOR forms) are plain here; LDXR, STXR, LDXP, STXP, CAS and CASP are exclusive.
-fn ordered_or_exclusive<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+fn ordered_or_exclusive<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     let plain = bits(word, 23, 23) == 1 && bits(word, 21, 21) == 0;
     if !plain {
-        return Decoded::Exclusive;
+        return Err(Refused::Exclusive);
     }
     let size = 1 << bits(word, 31, 30);
-    let kind =
-        Kind { load: word >> 22 & 1 == 1, simd: false, size, signed: false, wide: size == 8 };
+    let kind = Kind { load: word >> 22 & 1 == 1, simd: false, size, signed: false, wide: size == 8 };
     let mut plan = Plan::new();
     plan.push(kind.element(regs, rt(word), base(regs, rn(word))));
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// LD1 and ST1 of whole registers (multiple structures): memory order is register order.
-fn simd_structures<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+fn simd_structures<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     let count = match bits(word, 15, 12) {
         0b0111 => 1,
         0b1010 => 2,
         0b0110 => 3,
         0b0010 => 4,
-        _ => return Decoded::Unknown,
+        _ => return Err(Refused::Unknown),
     };
     let post_index = word >> 23 & 1 == 1;
     let rm = bits(word, 20, 16) as u8;
     if word >> 21 & 1 == 1 || (!post_index && rm != 0) {
-        return Decoded::Unknown;
+        return Err(Refused::Unknown);
     }
     let size = if word >> 30 & 1 == 1 { 16 } else { 8 };
     let kind = Kind { load: word >> 22 & 1 == 1, simd: true, size, signed: false, wide: true };
@@ -235,37 +230,39 @@ fn simd_structures<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
         let step = if rm == 31 { u64::from(count) * u64::from(size) } else { regs.x(rm) };
         plan.writeback = Some((rn(word), start.wrapping_add(step)));
     }
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// LDR (literal) and LDRSW (literal).
-fn literal<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+fn literal<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     let simd = word >> 26 & 1 == 1;
     let (size, signed) = match (bits(word, 31, 30), simd) {
         (0, _) => (4, false),
         (1, _) => (8, false),
         (2, true) => (16, false),
         (2, false) => (4, true),
-        _ => return Decoded::Unknown,
+        _ => return Err(Refused::Unknown),
     };
     let kind = Kind { load: true, simd, size, signed, wide: signed || size == 8 };
     let va = regs.pc().wrapping_add_signed(signed_bits(word, 23, 5) * 4);
     let mut plan = Plan::new();
     plan.push(kind.element(regs, rt(word), va));
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// LDAPUR and STLUR.
-fn unscaled_ordered<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
-    let Some(kind) = integer_kind(bits(word, 31, 30), bits(word, 23, 22)) else { return Decoded::Unknown };
+fn unscaled_ordered<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
+    let Some(kind) = integer_kind(bits(word, 31, 30), bits(word, 23, 22)) else {
+        return Err(Refused::Unknown);
+    };
     let va = base(regs, rn(word)).wrapping_add_signed(signed_bits(word, 20, 12));
     let mut plan = Plan::new();
     plan.push(kind.element(regs, rt(word), va));
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// LDP, STP, LDNP, STNP and LDPSW in all index modes.
-fn pair<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+fn pair<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     let simd = word >> 26 & 1 == 1;
     let load = word >> 22 & 1 == 1;
     let mode = bits(word, 24, 23);
@@ -275,7 +272,7 @@ fn pair<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
         (1, false) if load && mode != 0 => (4, true),
         (2, false) => (8, false),
         (2, true) => (16, false),
-        _ => return Decoded::Unknown,
+        _ => return Err(Refused::Unknown),
     };
     let kind = Kind { load, simd, size, signed, wide: signed || size == 8 };
     let start = base(regs, rn(word));
@@ -286,7 +283,7 @@ fn pair<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
     plan.push(kind.element(regs, rt(word), va));
     plan.push(kind.element(regs, bits(word, 14, 10) as u8, va.wrapping_add(u64::from(size))));
     plan.writeback = (mode & 1 == 1).then_some((rn(word), moved));
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// What size and opc say of a load or store of a general register; `None` for prefetches and unallocated encodings.
@@ -313,7 +310,7 @@ fn simd_kind(size: u32, opc: u32) -> Option<Kind> {
 }
 
 /// LDR, STR, LDUR, STUR, LDTR, STTR, LDRS* with every way to form the address; LDAPR; LSE atomics.
-fn single<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+fn single<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     let simd = word >> 26 & 1 == 1;
     let (size, opc) = (bits(word, 31, 30), bits(word, 23, 22));
     let unsigned_offset = bits(word, 25, 24) == 1;
@@ -322,16 +319,16 @@ fn single<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
         return rcpc_or_atomic(word, regs);
     }
     let kind = if simd { simd_kind(size, opc) } else { integer_kind(size, opc) };
-    let Some(kind) = kind else { return Decoded::Unknown };
+    let Some(kind) = kind else { return Err(Refused::Unknown) };
     let start = base(regs, rn(word));
     let mut plan = Plan::new();
     let va = if unsigned_offset {
         start.wrapping_add(u64::from(bits(word, 21, 10)) * u64::from(kind.size))
     } else if register_form {
         if bits(word, 11, 10) != 0b10 {
-            return Decoded::Unknown;
+            return Err(Refused::Unknown);
         }
-        let Some(offset) = register_offset(word, regs, kind.size) else { return Decoded::Unknown };
+        let Some(offset) = register_offset(word, regs, kind.size) else { return Err(Refused::Unknown) };
         start.wrapping_add(offset)
     } else {
         let moved = start.wrapping_add_signed(signed_bits(word, 20, 12));
@@ -344,12 +341,12 @@ fn single<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
                 plan.writeback = Some((rn(word), moved));
                 moved
             }
-            0b10 if simd => return Decoded::Unknown,
+            0b10 if simd => return Err(Refused::Unknown),
             _ => moved,
         }
     };
     plan.push(kind.element(regs, rt(word), va));
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// The offset of a register-offset form: Rm extended by `option`, shifted by the access size if S is set.
@@ -366,15 +363,15 @@ fn register_offset<R: Registers + ?Sized>(word: u32, regs: &R, size: u8) -> Opti
 }
 
 /// The forms with bit 21 set and bits 11:10 clear: LDAPR is a plain load, the rest are LSE atomics.
-fn rcpc_or_atomic<R: Registers + ?Sized>(word: u32, regs: &R) -> Decoded {
+fn rcpc_or_atomic<R: Registers + ?Sized>(word: u32, regs: &R) -> Result<Plan, Refused> {
     if word & 0x3fff_fc00 != 0x38bf_c000 {
-        return Decoded::Exclusive;
+        return Err(Refused::Exclusive);
     }
     let size = 1 << bits(word, 31, 30);
     let kind = Kind { load: true, simd: false, size, signed: false, wide: size == 8 };
     let mut plan = Plan::new();
     plan.push(kind.element(regs, rt(word), base(regs, rn(word))));
-    Decoded::Access(plan)
+    Ok(plan)
 }
 
 /// One transfer: a power of two of at most 8 bytes that stays within its page.

@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Stop, TrapVcpu};
 use crate::aarch64::esr::{DataAbort, FaultKind, fault_kind, fsc};
 use crate::aarch64::inject::{Exception, pstate};
-use crate::aarch64::mmio_decode::{self, Chunk, Decoded, Destination, Plan, Progress, Registers};
+use crate::aarch64::mmio_decode::{self, Chunk, Destination, Plan, Progress, Registers};
 use crate::aarch64::raw::{RawVcpu, Reg};
 use crate::aarch64::sysreg::names;
 use crate::aarch64::translate::Regime;
@@ -158,11 +158,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
     }
 
     /// Where a transfer goes: beside the address that aborted, or through the page tables if it lies in another page.
-    fn address_of(
-        &self,
-        access: &AccessInFlight,
-        chunk: Chunk,
-    ) -> Result<Result<u64, u8>, HypervisorError> {
+    fn address_of(&self, access: &AccessInFlight, chunk: Chunk) -> Result<Result<u64, u8>, HypervisorError> {
         if (chunk.va ^ access.far) & PAGE_BITS == 0 {
             return Ok(Ok(access.ipa & !0xfff | chunk.va & 0xfff));
         }
@@ -207,7 +203,9 @@ impl<R: RawVcpu> TrapVcpu<R> {
     fn decode_at_pc(&self) -> Result<Option<Plan>, HypervisorError> {
         let pc = self.raw.reg(Reg::Pc)?;
         let Ok(found) = Regime::of(&self.raw)?.translate(self.machine.memory(), pc) else { return Ok(None) };
-        let Ok(word) = self.machine.memory().read_obj::<u32>(GuestAddress(found.ipa)) else { return Ok(None) };
+        let Ok(word) = self.machine.memory().read_obj::<u32>(GuestAddress(found.ipa)) else {
+            return Ok(None);
+        };
         let word = u32::from_le(word);
         let mut registers =
             Snapshot { x: [0; 32], q: [0; 32], sp: self.raw.sys_reg(self.stack_pointer()?)?, pc };
@@ -218,8 +216,8 @@ impl<R: RawVcpu> TrapVcpu<R> {
             registers.q[usize::from(n)] = self.raw.simd_reg(n)?;
         }
         match mmio_decode::decode(word, &registers) {
-            Decoded::Access(plan) => Ok(Some(plan)),
-            refused => {
+            Ok(plan) => Ok(Some(plan)),
+            Err(refused) => {
                 log::log!(
                     self.machine.guest_log_level(),
                     "CPU {}: the instruction {word:#010x} at {pc:#x} accesses a device ({refused:?}); \

@@ -91,7 +91,8 @@ impl<R: RawVcpu> TrapVcpu<R> {
         if !self.watch.abort_at(pc) {
             let what = match abort {
                 Exception::InstructionAbort { .. } if self.watch.vector == Some(pc) => {
-                    "its exception vectors are outside RAM, so that every abort causes the next one".to_owned()
+                    "its exception vectors are outside RAM, so that every abort causes the next one"
+                        .to_owned()
                 }
                 _ => format!("it aborts there again and again ({abort:x?})"),
             };
@@ -113,10 +114,9 @@ impl<R: RawVcpu> TrapVcpu<R> {
             return self.inject_abort(Exception::InstructionAbort { far, ifsc });
         }
         if self.machine.is_memory(ipa) && esr::fault_kind(abort.ifsc) != esr::FaultKind::Other {
-            return Ok(Some(self.fault(&format!(
-                "an instruction abort (status {:#x}) on RAM at {ipa:#x}",
-                abort.ifsc
-            ))?));
+            return Ok(Some(
+                self.fault(&format!("an instruction abort (status {:#x}) on RAM at {ipa:#x}", abort.ifsc))?,
+            ));
         }
         log::log!(
             self.machine.guest_log_level(),
@@ -254,11 +254,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
     }
 
     /// False: UNDEFINED.
-    fn write_system_register(
-        &mut self,
-        access: SysRegAccess,
-        value: u64,
-    ) -> Result<bool, HypervisorError> {
+    fn write_system_register(&mut self, access: SysRegAccess, value: u64) -> Result<bool, HypervisorError> {
         match sysreg::rule(access.reg) {
             Rule::RazWi | Rule::OsLockStatus | Rule::CacheMaintenance => {}
             Rule::OsLock => self.shadow.set_os_lock(value),

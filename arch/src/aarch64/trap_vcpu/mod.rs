@@ -50,6 +50,7 @@ enum Stop {
 
 /// One CPU of a [`TrapMachine`].
 pub struct TrapVcpu<R: RawVcpu> {
+    /// First, so that it is gone before the memory that `machine` holds.
     raw: R,
     machine: Arc<TrapMachine>,
     park: Arc<Park>,
@@ -79,12 +80,7 @@ impl<R: RawVcpu> fmt::Debug for TrapVcpu<R> {
 
 impl<R: RawVcpu> TrapVcpu<R> {
     /// Makes `raw` CPU `id` of `machine`, in the reset state: CPU 0 starts at `boot`, the others are off.
-    pub fn new(
-        machine: Arc<TrapMachine>,
-        id: u32,
-        raw: R,
-        boot: BootState,
-    ) -> Result<Self, HypervisorError> {
+    pub fn new(machine: Arc<TrapMachine>, id: u32, raw: R, boot: BootState) -> Result<Self, HypervisorError> {
         let Some(park) = machine.park(id).cloned() else {
             return Err(HypervisorError::Call {
                 call: "create_vcpu",

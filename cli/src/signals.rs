@@ -1,0 +1,48 @@
+//! Signals that mean "end": the machine ends as by Ctrl-A X. A second one does not wait for it any more.
+
+use std::io;
+use std::process;
+use std::thread;
+
+use hvrun_vmm::serial::terminal;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+
+use crate::console::Remote;
+
+/// What a shell adds to a signal's number for the exit code of a process that the signal ended.
+const EXIT_BY_SIGNAL: i32 = 128;
+
+/// Watches for signals until dropped.
+#[derive(Debug)]
+pub struct Watch(Handle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Begins to watch, on a thread of its own.
+pub fn watch(remote: Remote) -> io::Result<Watch> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let handle = signals.handle();
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut asked = false;
+        for signal in &mut signals {
+            match remote.machine() {
+                Some(machine) if !asked => {
+                    log::warn!("terminating on signal {signal}");
+                    machine.stop();
+                    asked = true;
+                }
+                // Nothing runs yet, or it was asked before and its end is stuck behind a consumer of its output.
+                _ => {
+                    terminal::restore();
+                    process::exit(EXIT_BY_SIGNAL + signal);
+                }
+            }
+        }
+    })?;
+    Ok(Watch(handle))
+}

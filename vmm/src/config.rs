@@ -1,0 +1,338 @@
+//! The one description of a machine: plain data that every front door produces, and its validation.
+//! It opens no file; what only the host can tell is found out by [`crate::MachineBuilder::build`].
+
+use std::path::PathBuf;
+
+use hvrun_arch::Accel;
+use hvrun_arch::aarch64::layout::{MAX_CPUS, RAM_BASE};
+use hvrun_arch::hypervisor::UnknownAccel;
+use hvrun_devices::backend::chardev::ChardevConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::size::MemorySize;
+
+/// Least memory of a machine. Linux wants some 64 MiB; the kernel's own need is checked when its file is known.
+pub const MIN_MEMORY: MemorySize = MemorySize::from_mib(2);
+/// Memory comes in steps of this, which every host's page size divides.
+pub const MEMORY_STEP: MemorySize = MemorySize::from_mib(1);
+/// Widest physical address of the architecture in bits (Arm ARM D8.1.10, FEAT_LPA).
+const MAX_PA_BITS: u32 = 52;
+
+/// A virtual machine. The same value always describes the same machine; nothing in it is open or running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Number of CPUs, 1 to [`MAX_CPUS`].
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// Size of RAM, in whole MiB.
+    #[serde(default = "default_memory")]
+    pub memory: MemorySize,
+    /// The kernel: an arm64 `Image`, plain, packed with gzip or zstd, or as EFI zboot.
+    pub kernel: PathBuf,
+    /// The initrd.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line, at most [`hvrun_boot::MAX_COMMAND_LINE`] bytes.
+    #[serde(default)]
+    pub cmdline: String,
+    /// The accelerators to try; the first that works is taken.
+    #[serde(default = "default_accel")]
+    pub accel: Vec<Accel>,
+    /// What the guest's serial port (`ttyAMA0`) is connected to.
+    #[serde(default)]
+    pub serial: ChardevConfig,
+    /// What happens when the guest asks for something to happen to the machine.
+    #[serde(default)]
+    pub lifecycle: LifecycleConfig,
+}
+
+/// See [`MachineConfig::lifecycle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LifecycleConfig {
+    /// A guest's reset ends the machine instead of rebooting it.
+    pub no_reboot: bool,
+}
+
+const fn default_cpus() -> u32 {
+    1
+}
+
+const fn default_memory() -> MemorySize {
+    MemorySize::from_mib(1024)
+}
+
+fn default_accel() -> Vec<Accel> {
+    Accel::ALL.to_vec()
+}
+
+/// What cannot be in a [`MachineConfig`]. Each message names the field, the value and what would work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A number of CPUs that no machine has.
+    #[error("cpus: a machine has 1 to {MAX_CPUS} CPUs, not {0}")]
+    Cpus(u32),
+    /// Less memory than anything runs in.
+    #[error("memory: {0} is too small; {MIN_MEMORY} is the least, and Linux wants 64M or more{hint}", hint = suffix_hint(*.0))]
+    MemoryTooSmall(MemorySize),
+    /// Memory that ends within a MiB.
+    #[error(
+        "memory: {memory} is not a multiple of {MEMORY_STEP}; {} would do",
+        MemorySize::from_bytes(memory.bytes() / MEMORY_STEP.bytes() * MEMORY_STEP.bytes())
+    )]
+    MemoryNotAligned {
+        /// The size asked for.
+        memory: MemorySize,
+    },
+    /// Memory above the guest's physical address space.
+    #[error("memory: {memory} does not fit into {by}; it may have at most {most}")]
+    MemoryTooLarge {
+        /// The size asked for.
+        memory: MemorySize,
+        /// Whose address space it is.
+        by: AddressSpace,
+        /// The largest size that would do.
+        most: MemorySize,
+    },
+    /// A command line that the kernel would cut short.
+    #[error("cmdline: {0}")]
+    CommandLine(String),
+    /// An empty list of accelerators.
+    #[error("accel: no accelerator is named; the accelerators are hvf, kvm and soft")]
+    NoAccel,
+}
+
+/// Who limits how far guest physical addresses reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressSpace {
+    /// The architecture.
+    Architecture,
+    /// The accelerator that was chosen.
+    Accel {
+        /// Which one.
+        accel: Accel,
+        /// How many bits of guest physical address it has.
+        bits: u32,
+    },
+}
+
+impl AddressSpace {
+    fn bits(self) -> u32 {
+        match self {
+            AddressSpace::Architecture => MAX_PA_BITS,
+            AddressSpace::Accel { bits, .. } => bits.min(MAX_PA_BITS),
+        }
+    }
+
+    /// The largest RAM in it.
+    fn most_memory(self) -> MemorySize {
+        MemorySize::from_bytes((1u64 << self.bits()).saturating_sub(RAM_BASE))
+    }
+
+    /// Whether `memory` fits into it.
+    pub(crate) fn check(self, memory: MemorySize) -> Result<(), ConfigError> {
+        let most = self.most_memory();
+        if memory > most {
+            return Err(ConfigError::MemoryTooLarge { memory, by: self, most });
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for AddressSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AddressSpace::Architecture => {
+                write!(f, "the {MAX_PA_BITS}-bit physical address space of arm64")
+            }
+            AddressSpace::Accel { accel, bits } => {
+                write!(f, "the {bits}-bit guest physical address space of {accel}")
+            }
+        }
+    }
+}
+
+/// A number without a suffix that would be a sensible number of MiB.
+fn suffix_hint(memory: MemorySize) -> String {
+    match memory.bytes() {
+        bytes @ 64..=0xf_ffff => format!(" (a number alone is bytes; {bytes}M?)"),
+        _ => String::new(),
+    }
+}
+
+impl MachineConfig {
+    /// One CPU, 1 GiB of memory, the first accelerator that works, the serial port on stdio, and nothing but a kernel.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        MachineConfig {
+            cpus: default_cpus(),
+            memory: default_memory(),
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline: String::new(),
+            accel: default_accel(),
+            serial: ChardevConfig::default(),
+            lifecycle: LifecycleConfig::default(),
+        }
+    }
+
+    /// Checks all that can be told without opening anything. [`crate::MachineBuilder::build`] does it too.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.memory < MIN_MEMORY {
+            return Err(ConfigError::MemoryTooSmall(self.memory));
+        }
+        if !self.memory.bytes().is_multiple_of(MEMORY_STEP.bytes()) {
+            return Err(ConfigError::MemoryNotAligned { memory: self.memory });
+        }
+        AddressSpace::Architecture.check(self.memory)?;
+        hvrun_boot::check_command_line(&self.cmdline)
+            .map_err(|error| ConfigError::CommandLine(error.to_string()))?;
+        if self.accel.is_empty() {
+            return Err(ConfigError::NoAccel);
+        }
+        Ok(())
+    }
+}
+
+/// Parses a list of accelerators, best first, such as `hvf:kvm:soft`; `auto` stands for all of them.
+pub fn parse_accels(text: &str) -> Result<Vec<Accel>, UnknownAccel> {
+    let mut accels = Vec::new();
+    for name in text.split(':') {
+        let named = if name == "auto" { Accel::ALL.to_vec() } else { vec![name.parse()?] };
+        accels.extend(named.into_iter().filter(|accel| !accels.contains(accel)).collect::<Vec<_>>());
+    }
+    Ok(accels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> MachineConfig {
+        MachineConfig::new("/boot/Image")
+    }
+
+    fn refusal_of_memory(text: &str) -> String {
+        let memory = text.parse().unwrap();
+        MachineConfig { memory, ..config() }.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(config().validate(), Ok(()));
+    }
+
+    #[test]
+    fn no_cpus_are_refused() {
+        assert_eq!(MachineConfig { cpus: 0, ..config() }.validate(), Err(ConfigError::Cpus(0)));
+    }
+
+    #[test]
+    fn nine_cpus_are_refused_and_the_limit_is_named() {
+        let error = MachineConfig { cpus: 9, ..config() }.validate().unwrap_err().to_string();
+        assert_eq!(error, "cpus: a machine has 1 to 8 CPUs, not 9");
+    }
+
+    #[test]
+    fn eight_cpus_are_valid() {
+        assert_eq!(MachineConfig { cpus: 8, ..config() }.validate(), Ok(()));
+    }
+
+    #[test]
+    fn too_little_memory_is_named() {
+        let error = refusal_of_memory("1M");
+        assert!(error.starts_with("memory: 1M is too small; 2M"), "{error}");
+    }
+
+    #[test]
+    fn forgotten_suffix_is_guessed() {
+        let error = refusal_of_memory("512");
+        assert!(error.ends_with("512M?)"), "{error}");
+    }
+
+    #[test]
+    fn memory_within_a_mib_is_refused_with_the_next_smaller_size() {
+        assert_eq!(refusal_of_memory("65537K"), "memory: 65537K is not a multiple of 1M; 64M would do");
+    }
+
+    #[test]
+    fn memory_above_the_architecture_is_refused_with_the_limit() {
+        let error = refusal_of_memory("99999999G");
+        assert!(error.contains("99999999G") && error.ends_with("at most 4194303G"), "{error}");
+    }
+
+    #[test]
+    fn memory_above_the_accelerator_is_refused_with_its_name() {
+        let space = AddressSpace::Accel { accel: Accel::Kvm, bits: 36 };
+        let error = space.check("64G".parse().unwrap()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "memory: 64G does not fit into the 36-bit guest physical address space of kvm; it may have at most 63G"
+        );
+    }
+
+    #[test]
+    fn memory_up_to_the_accelerators_limit_is_taken() {
+        let space = AddressSpace::Accel { accel: Accel::Kvm, bits: 36 };
+        assert_eq!(space.check("63G".parse().unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn long_command_line_is_refused_with_its_length_and_the_limit() {
+        let cmdline = "x".repeat(2048);
+        let error = MachineConfig { cmdline, ..config() }.validate().unwrap_err().to_string();
+        assert!(
+            error.starts_with("cmdline: ") && error.contains("2048") && error.contains("2047"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn command_line_of_the_largest_length_is_taken() {
+        assert_eq!(MachineConfig { cmdline: "x".repeat(2047), ..config() }.validate(), Ok(()));
+    }
+
+    #[test]
+    fn empty_list_of_accelerators_is_refused() {
+        assert_eq!(MachineConfig { accel: vec![], ..config() }.validate(), Err(ConfigError::NoAccel));
+    }
+
+    #[test]
+    fn accelerators_keep_their_order() {
+        assert_eq!(parse_accels("soft:kvm").unwrap(), [Accel::Soft, Accel::Kvm]);
+    }
+
+    #[test]
+    fn auto_is_every_accelerator_that_was_not_named_before() {
+        assert_eq!(parse_accels("kvm:auto").unwrap(), [Accel::Kvm, Accel::Hvf, Accel::Soft]);
+    }
+
+    #[test]
+    fn unknown_accelerator_is_quoted() {
+        assert!(parse_accels("kvm:warp").unwrap_err().to_string().contains("\"warp\""));
+        assert!(parse_accels("").is_err());
+    }
+
+    #[test]
+    fn survives_json() {
+        let mut config = config();
+        config.initrd = Some("/boot/initrd".into());
+        config.serial = ChardevConfig::File("/tmp/log".into());
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn json_needs_the_kernel_only() {
+        let config: MachineConfig = serde_json::from_str(r#"{ "kernel": "/boot/Image" }"#).unwrap();
+        assert_eq!(config, MachineConfig::new("/boot/Image"));
+    }
+
+    #[test]
+    fn json_with_an_unknown_field_is_refused() {
+        assert!(serde_json::from_str::<MachineConfig>(r#"{ "kernel": "k", "cpu": 2 }"#).is_err());
+    }
+}

@@ -1,0 +1,227 @@
+//! From a description to a machine that is ready to run: files opened, accelerator chosen, RAM mapped, devices in place, kernel
+//! loaded. Everything that can be wrong with what was asked for is found out here, before the first instruction.
+//!
+//! The order matters: what costs nothing comes first, and the serial port (which may create a file or a socket) last.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use hvrun_arch::aarch64::layout::{GPIO_SPI, Layout, RTC_SPI, UART_SPI};
+use hvrun_arch::{BootState, GuestMemory, Hypervisor, HypervisorError, Vm, VmConfig};
+use hvrun_boot::{BootConfig, BootError, Initrd, Kernel, Loaded};
+use hvrun_devices::backend::chardev::{self, CharBackend, ChardevError, StdioStreams};
+use hvrun_devices::{Bus, BusError, IrqLine, Pl011, Pl031, Pl061};
+
+use crate::config::{AddressSpace, ConfigError, MachineConfig};
+use crate::lifecycle::Lifecycle;
+use crate::ram::{self, RamError};
+use crate::running::{MachineControl, RunError, RunningMachine};
+use crate::signals;
+
+/// Why no machine could be made of a description.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The description is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Kernel, initrd or command line cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// No accelerator, or it cannot make this machine.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The host has no memory for it.
+    #[error(transparent)]
+    Memory(#[from] RamError),
+    /// The serial port cannot be connected.
+    #[error(transparent)]
+    Serial(#[from] ChardevError),
+    /// Two devices want the same addresses.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// Makes a [`Machine`], with things in it that a [`MachineConfig`] cannot hold.
+pub struct MachineBuilder {
+    config: MachineConfig,
+    serial: Option<Arc<dyn CharBackend>>,
+    stdio: Option<StdioStreams>,
+    hypervisor: Option<Arc<dyn Hypervisor>>,
+}
+
+impl MachineBuilder {
+    /// A machine by `config` alone.
+    pub fn new(config: MachineConfig) -> Self {
+        MachineBuilder { config, serial: None, stdio: None, hypervisor: None }
+    }
+
+    /// Connects the serial port to `backend`, whatever [`MachineConfig::serial`] says.
+    #[must_use]
+    pub fn serial(mut self, backend: Arc<dyn CharBackend>) -> Self {
+        self.serial = Some(backend);
+        self
+    }
+
+    /// The streams for a serial port on `stdio`. The library never takes the process' own by itself.
+    #[must_use]
+    pub fn stdio(mut self, streams: StdioStreams) -> Self {
+        self.stdio = Some(streams);
+        self
+    }
+
+    /// Runs the machine on `hypervisor`, whatever [`MachineConfig::accel`] says.
+    #[must_use]
+    pub fn hypervisor(mut self, hypervisor: Arc<dyn Hypervisor>) -> Self {
+        self.hypervisor = Some(hypervisor);
+        self
+    }
+
+    /// Makes the machine. Threads that come into being block all asynchronous signals.
+    pub fn build(self) -> Result<Machine, BuildError> {
+        signals::blocked(|| self.build_inner())
+    }
+
+    fn build_inner(self) -> Result<Machine, BuildError> {
+        let MachineBuilder { config, serial, stdio, hypervisor } = self;
+        config.validate()?;
+        let layout = Layout::new(config.cpus, config.memory.bytes());
+        let boot_config = boot_config(&config)?;
+        boot_config.plan(&layout)?;
+        let hypervisor = match hypervisor {
+            Some(hypervisor) => hypervisor,
+            None => hvrun_arch::open(&config.accel)?,
+        };
+        let accel = hypervisor.accel();
+        AddressSpace::Accel { accel, bits: hypervisor.ipa_bits() }.check(config.memory)?;
+        let memory = ram::map(layout.ram)?;
+        let vm = hypervisor.create_vm(VmConfig {
+            cpus: config.cpus,
+            memory: memory.clone(),
+            layout: layout.clone(),
+        })?;
+        let boot = boot_state(hvrun_boot::load(&memory, &layout, &boot_config)?);
+        let serial = match serial {
+            Some(serial) => serial,
+            None => chardev::open(&config.serial, stdio)?,
+        };
+        let devices = Devices::new(vm.as_ref(), &layout, serial)?;
+        log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
+        Ok(Machine {
+            inner: Arc::new(Inner {
+                cpus: config.cpus,
+                lifecycle: Arc::new(Lifecycle::new(config.cpus, config.lifecycle.no_reboot, boot)),
+                vm,
+                devices,
+                memory,
+                layout,
+                boot: boot_config,
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for MachineBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MachineBuilder")
+            .field("config", &self.config)
+            .field("serial", &self.serial)
+            .field("stdio", &self.stdio)
+            .field("hypervisor", &self.hypervisor)
+            .finish()
+    }
+}
+
+/// Opens the files that `config` names.
+fn boot_config(config: &MachineConfig) -> Result<BootConfig, BootError> {
+    let open = |path: &Path| Initrd::open(path);
+    Ok(BootConfig {
+        kernel: Kernel::open(&config.kernel)?,
+        initrd: config.initrd.as_deref().map(open).transpose()?,
+        cmdline: config.cmdline.clone(),
+        cpus: config.cpus,
+        seeds: None,
+    })
+}
+
+/// The boot CPU's first state, by the arm64 boot protocol.
+fn boot_state(loaded: Loaded) -> BootState {
+    BootState { pc: loaded.entry, x0: loaded.fdt_addr }
+}
+
+/// A machine that is loaded and has not run yet.
+#[derive(Debug)]
+pub struct Machine {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl Machine {
+    /// Makes the machine that `config` describes. For a serial port of one's own, or on stdio, see [`MachineBuilder`].
+    pub fn build(config: MachineConfig) -> Result<Machine, BuildError> {
+        MachineBuilder::new(config).build()
+    }
+
+    /// Starts it: returns when every vCPU runs on a thread of its own.
+    pub fn start(self) -> Result<RunningMachine, RunError> {
+        RunningMachine::start(self)
+    }
+
+    /// A handle for other threads, also for the time when it runs.
+    pub fn control(&self) -> MachineControl {
+        MachineControl::new(&self.inner)
+    }
+}
+
+/// What the threads of one machine share.
+pub(crate) struct Inner {
+    pub(crate) cpus: u32,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) devices: Devices,
+    memory: GuestMemory,
+    layout: Layout,
+    boot: BootConfig,
+}
+
+impl Inner {
+    /// Puts everything but the vCPUs back into the first state: devices, then interrupt controller and power states, then RAM
+    /// with the kernel loaded afresh and new seeds in the device tree. No vCPU may run. The serial port's connection stays.
+    pub(crate) fn reset(&self) -> Result<BootState, RunError> {
+        log::info!("the guest resets the machine");
+        self.devices.bus.reset();
+        self.vm.reset();
+        ram::discard(&self.memory).map_err(RunError::ResetMemory)?;
+        let loaded = hvrun_boot::load(&self.memory, &self.layout, &self.boot);
+        loaded.map(boot_state).map_err(RunError::ResetLoad)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("cpus", &self.cpus)
+            .field("lifecycle", &self.lifecycle)
+            .field("bus", &self.devices.bus)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The devices that every machine has.
+pub(crate) struct Devices {
+    pub(crate) bus: Bus,
+    pub(crate) uart: Arc<Pl011>,
+    pub(crate) gpio: Arc<Pl061>,
+}
+
+impl Devices {
+    fn new(vm: &dyn Vm, layout: &Layout, serial: Arc<dyn CharBackend>) -> Result<Self, BusError> {
+        let line = |spi| IrqLine::new(vm.irq_chip(), spi);
+        let bus = Bus::new();
+        let uart = Pl011::new(line(UART_SPI), serial);
+        let gpio = Pl061::new(line(GPIO_SPI));
+        bus.insert(layout.uart, uart.clone())?;
+        bus.insert(layout.rtc, Arc::new(Pl031::new(line(RTC_SPI))))?;
+        bus.insert(layout.gpio, gpio.clone())?;
+        Ok(Devices { bus, uart, gpio })
+    }
+}

@@ -1,0 +1,206 @@
+//! A machine that runs: its vCPU threads, how it ends, and the handle that controls it from anywhere.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hvrun_arch::HypervisorError;
+use hvrun_boot::BootError;
+use hvrun_devices::{Pl011, Pl061};
+
+use crate::lifecycle::Lifecycle;
+use crate::machine::{Inner, Machine};
+use crate::ram::RamError;
+use crate::{signals, vcpu};
+
+/// How long the last serial output may take to leave after [`MachineControl::stop`]; then what is stuck is given up.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+/// How often a wait for the last serial output looks whether somebody asked to stop.
+const FLUSH_STEP: Duration = Duration::from_millis(100);
+
+/// How a machine ended when nothing went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest reset itself, and the configuration says `no_reboot`.
+    Reset,
+    /// [`MachineControl::stop`] was called.
+    Stopped,
+}
+
+/// What ends a machine that ran, or was about to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The host has no thread left.
+    #[error("cannot start the thread of CPU {cpu}")]
+    Thread {
+        /// Whose thread.
+        cpu: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The hypervisor failed.
+    #[error("CPU {cpu} cannot run")]
+    Vcpu {
+        /// Which CPU.
+        cpu: u32,
+        /// Why not.
+        source: HypervisorError,
+    },
+    /// The guest did something that cannot be continued.
+    #[error("the guest cannot go on: {reason} (CPU {cpu})\n{registers}", registers = registers.trim_end())]
+    Fault {
+        /// On which CPU.
+        cpu: u32,
+        /// What it did.
+        reason: String,
+        /// The CPU's registers.
+        registers: String,
+    },
+    /// A bug in the monitor.
+    #[error("the thread of CPU {cpu} panicked, which is a bug in hvrun: {message}")]
+    Panicked {
+        /// Whose thread.
+        cpu: u32,
+        /// What the panic said.
+        message: String,
+    },
+    /// RAM could not be emptied for a reset.
+    #[error("the guest's reset failed")]
+    ResetMemory(#[source] RamError),
+    /// The guest could not be loaded again.
+    #[error("the guest's reset failed")]
+    ResetLoad(#[source] BootError),
+}
+
+/// A machine whose vCPUs run. Dropping it stops it and waits for its threads.
+#[derive(Debug)]
+pub struct RunningMachine {
+    inner: Arc<Inner>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl RunningMachine {
+    /// Starts the vCPU threads; returns when all vCPUs exist and run.
+    pub(crate) fn start(machine: Machine) -> Result<Self, RunError> {
+        let inner = machine.inner;
+        let mut running = RunningMachine { inner: inner.clone(), threads: Vec::new() };
+        signals::blocked(|| {
+            for id in 0..inner.cpus {
+                match vcpu::spawn(&inner, id) {
+                    Ok(thread) => running.threads.push(thread),
+                    Err(error) => {
+                        inner.lifecycle.end(Err(error));
+                        break;
+                    }
+                }
+            }
+        });
+        if !inner.lifecycle.wait_for_start() {
+            running.join();
+            if let Some(Err(error)) = inner.lifecycle.take_end() {
+                return Err(error);
+            }
+        }
+        Ok(running)
+    }
+
+    /// A handle for other threads.
+    pub fn control(&self) -> MachineControl {
+        MachineControl::new(&self.inner)
+    }
+
+    /// Waits until the machine has ended, its threads are gone and its serial output has left the process.
+    ///
+    /// A consumer of the serial port that is stuck is waited for if the guest ended by itself, and for a second after
+    /// [`MachineControl::stop`] or an error.
+    pub fn wait(mut self) -> Result<Outcome, RunError> {
+        self.inner.lifecycle.wait_for_end();
+        self.join();
+        let end = self.inner.lifecycle.take_end().unwrap_or(Ok(Outcome::Stopped));
+        self.flush(end.is_ok());
+        end
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic has been caught in the thread and is the machine's outcome.
+            let _ = thread.join();
+        }
+    }
+
+    fn flush(&self, patiently: bool) {
+        let uart = &self.inner.devices.uart;
+        if !patiently {
+            if !uart.flush(Some(STOP_GRACE)) {
+                log::warn!("the last output of the serial port is lost, its consumer is stuck");
+            }
+            return;
+        }
+        while !uart.flush(Some(FLUSH_STEP)) {
+            if self.inner.lifecycle.stop_asked_before(STOP_GRACE) {
+                log::warn!("the last output of the serial port is lost, its consumer is stuck");
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for RunningMachine {
+    fn drop(&mut self) {
+        self.inner.lifecycle.stop();
+        self.join();
+    }
+}
+
+/// Controls a machine from any thread. It does not keep the machine alive: when that is gone, the calls do nothing.
+#[derive(Clone)]
+pub struct MachineControl {
+    lifecycle: Arc<Lifecycle>,
+    uart: Weak<Pl011>,
+    gpio: Weak<Pl061>,
+}
+
+impl MachineControl {
+    pub(crate) fn new(inner: &Inner) -> Self {
+        MachineControl {
+            lifecycle: inner.lifecycle.clone(),
+            uart: Arc::downgrade(&inner.devices.uart),
+            gpio: Arc::downgrade(&inner.devices.gpio),
+        }
+    }
+
+    /// Ends the machine as if its plug were pulled; [`RunningMachine::wait`] returns [`Outcome::Stopped`] soon. Returns at
+    /// once. Before [`Machine::start`] it makes the start futile.
+    pub fn stop(&self) {
+        self.lifecycle.stop();
+    }
+
+    /// Presses the power button: a guest that listens to it shuts down in its own time.
+    pub fn power_button(&self) {
+        if let Some(gpio) = self.gpio.upgrade() {
+            signals::blocked(|| gpio.press_power_button());
+        }
+    }
+
+    /// Sends a break on the serial line: Linux takes the next key as a SysRq command.
+    pub fn send_break(&self) {
+        if let Some(uart) = self.uart.upgrade() {
+            uart.receive_break();
+        }
+    }
+
+    /// Whether the machine has ended.
+    pub fn has_ended(&self) -> bool {
+        self.lifecycle.has_ended()
+    }
+}
+
+impl fmt::Debug for MachineControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MachineControl").field(&self.lifecycle).finish()
+    }
+}
