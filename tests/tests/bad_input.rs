@@ -60,7 +60,7 @@ fn with_good_kernel(args: &[&str], words: &[&str]) -> Result<Outcome> {
 fn missing_kernel_is_named() -> Result<()> {
     refused_with_1(
         Hvrun::kernel(Path::new("/nonexistent/vmlinuz")),
-        &["/nonexistent/vmlinuz", "no such file"],
+        &["/nonexistent/vmlinuz", "does not exist"],
     )
 }
 
@@ -84,7 +84,7 @@ fn empty_kernel_is_refused() -> Result<()> {
 
 #[test]
 fn text_as_kernel_is_refused() -> Result<()> {
-    kernel_is_refused(&b"#!/bin/sh\necho this is no kernel\n".repeat(100), &["kernel", "not"])
+    kernel_is_refused(&b"#!/bin/sh\necho this is no kernel\n".repeat(100), &["is a script"])
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn missing_initrd_is_named() -> Result<()> {
     let (_dir, kernel) = good_kernel()?;
     refused_with_1(
         Hvrun::kernel(&kernel).arg("/nonexistent/initrd"),
-        &["/nonexistent/initrd", "no such file"],
+        &["/nonexistent/initrd", "does not exist"],
     )
 }
 

@@ -57,7 +57,9 @@ fn linux_boots_with_2_cpus_and_powers_off_with_0() -> Result<()> {
 #[test]
 fn linux_boots_with_4_cpus_and_uses_more_than_one_host_core() -> Result<()> {
     let mut guest = boot_and_check_cpus(4)?;
-    // Whatever else runs on the host takes its share, so the best of a few rounds counts; a host of one core cannot show it.
+    // CPUs that took turns could never use more than one core, and the monitor's other threads sleep meanwhile. Whatever else
+    // runs on the host takes its share, so the best of a few rounds counts; a host of one core cannot show it.
+    const MORE_THAN_ONE: f64 = 1.05;
     let mut best: f64 = 0.0;
     for _ in 0..5 {
         let cpu_before = process::cpu_time(guest.pid())?;
@@ -65,12 +67,12 @@ fn linux_boots_with_4_cpus_and_uses_more_than_one_host_core() -> Result<()> {
         guest.sh(&busy_on_each_cpu(20_000))?;
         let used = process::cpu_time(guest.pid())?.saturating_sub(cpu_before);
         best = best.max(used.as_secs_f64() / wall_before.elapsed().as_secs_f64());
-        if best > 1.3 {
+        if best > MORE_THAN_ONE {
             break;
         }
     }
     let cores = std::thread::available_parallelism()?.get();
-    ensure!(cores < 2 || best > 1.3, "four busy CPUs used {best:.2} host cores");
+    ensure!(cores < 2 || best > MORE_THAN_ONE, "four busy CPUs used {best:.2} host cores");
     assert_eq!(guest.poweroff()?.code, Some(0));
     Ok(())
 }

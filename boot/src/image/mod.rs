@@ -202,7 +202,8 @@ impl Kernel {
                 needs: HEADER_LEN as u64,
             });
         }
-        let least = pe::end_of_sections(&head).unwrap_or(0).max(HEADER_LEN as u64);
+        // The header's own instructions branch over it: without one behind it nothing can run.
+        let least = pe::end_of_sections(&head).unwrap_or(0).max(HEADER_LEN as u64 + 4);
         let unpacked = match packing.codec() {
             None => Some(source.len()),
             // Placement must know the size, and for so old a kernel only its last byte tells.
