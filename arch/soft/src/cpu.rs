@@ -237,8 +237,11 @@ impl Cpu {
     pub fn set_cpsr(&mut self, value: u64) {
         self.regs.flags.set_nzcv(value as u32 & 0xf000_0000);
         let legal = matches!(value & 0x1f, 0 | 4 | 5);
-        let (el, sp_sel) =
-            if legal { ((value >> 2 & 1) as u8, value & 1 != 0) } else { (self.pstate.el, self.pstate.sp_sel) };
+        let (el, sp_sel) = if legal {
+            ((value >> 2 & 1) as u8, value & 1 != 0)
+        } else {
+            (self.pstate.el, self.pstate.sp_sel)
+        };
         self.set_mode(el, sp_sel);
         self.pstate.daif = (value >> 6) as u8 & 0xf;
         self.pstate.pan = value >> 22 & 1 != 0;
@@ -401,8 +404,7 @@ impl Cpu {
 
     /// Sets the alarm for the timer's deadline. To be called whenever the timer's registers, mask or offset changed.
     pub(crate) fn update_timer(&mut self) {
-        if self.vtimer_masked
-            || self.sys.cntv_ctl & (cntv_ctl::ENABLE | cntv_ctl::IMASK) != cntv_ctl::ENABLE
+        if self.vtimer_masked || self.sys.cntv_ctl & (cntv_ctl::ENABLE | cntv_ctl::IMASK) != cntv_ctl::ENABLE
         {
             return;
         }

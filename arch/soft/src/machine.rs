@@ -290,7 +290,8 @@ impl Machine {
     /// The host's time at which the counter reads `ticks`; `None` if that is beyond what the host can express.
     pub(crate) fn instant_of(&self, ticks: u64) -> Option<Instant> {
         // Rounded up, so that the deadline has passed when the alarm rings.
-        let ns = (u128::from(ticks) * u128::from(Self::COUNTER_FREQUENCY)).div_ceil(u128::from(self.frequency));
+        let ns =
+            (u128::from(ticks) * u128::from(Self::COUNTER_FREQUENCY)).div_ceil(u128::from(self.frequency));
         self.start.checked_add(std::time::Duration::from_nanos(u64::try_from(ns).ok()?))
     }
 

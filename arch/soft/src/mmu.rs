@@ -195,7 +195,8 @@ pub(crate) fn walk(regs: &SysRegs, regions: &[Region], va: u64, pa_bits: u32) ->
             index_bits = stride;
             continue;
         }
-        let is_leaf = if desc & 2 != 0 { level == 3 } else { level == 2 || (level == 1 && granule_bits == 12) };
+        let is_leaf =
+            if desc & 2 != 0 { level == 3 } else { level == 2 || (level == 1 && granule_bits == 12) };
         if !is_leaf {
             return fault(fsc::TRANSLATION);
         }
@@ -208,7 +209,10 @@ pub(crate) fn walk(regs: &SysRegs, regions: &[Region], va: u64, pa_bits: u32) ->
         }
         let el0 = desc >> 6 & 1 != 0 && !no_el0;
         let writable = desc >> 7 & 1 == 0 && !read_only;
+        let el0_write = el0 && writable;
         let wxn = regs.sctlr & sctlr::WXN != 0;
+        uxn |= (desc >> 54) & 1 != 0;
+        pxn |= (desc >> 53) & 1 != 0;
         let attributes = regs.mair >> (bits(desc, 4, 2) * 8) & 0xff;
         return Ok(Translation {
             page: output | (va & ((1 << low) - 1) & !(PAGE_SIZE - 1)),
@@ -216,11 +220,11 @@ pub(crate) fn walk(regs: &SysRegs, regions: &[Region], va: u64, pa_bits: u32) ->
             not_global: desc >> 11 & 1 != 0,
             device: attributes & 0xf0 == 0,
             el0_read: el0,
-            el0_write: el0 && writable,
+            el0_write,
             el1_write: writable,
-            el0_exec: !(uxn || desc >> 54 & 1 != 0) && !(wxn && el0 && writable),
+            el0_exec: !(uxn || wxn && el0_write),
             // What EL0 can write is never executable at EL1.
-            el1_exec: !(pxn || desc >> 53 & 1 != 0) && !(wxn && writable) && !(el0 && writable),
+            el1_exec: !(pxn || wxn && writable || el0_write),
             level: level as u8,
         });
     }

@@ -47,9 +47,7 @@ impl Inner {
             state.sleeping_until = next;
             state = match next {
                 None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(at) => {
-                    self.wake.wait_timeout(state, at - now).unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(at) => self.wake.wait_timeout(state, at - now).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
     }
@@ -70,8 +68,7 @@ impl Timer {
         if state.thread.is_none() {
             let inner = self.0.clone();
             // Without the thread the guest's timer would only fire at other exits: no thread to be had is fatal anyway.
-            state.thread =
-                std::thread::Builder::new().name("vtimer".into()).spawn(move || inner.ring()).ok();
+            state.thread = std::thread::Builder::new().name("vtimer".into()).spawn(move || inner.ring()).ok();
         } else if state.sleeping_until.is_none_or(|until| at < until) {
             self.0.wake.notify_one();
         }

@@ -98,17 +98,24 @@ impl Tlb {
     /// As [`Tlb::entry`], for another privilege.
     #[inline(always)]
     pub fn entry_of(&self, va: u64, who: Privilege) -> &Entry {
-        &self.entries[who as usize * ENTRIES | (va >> 12) as usize & (ENTRIES - 1)]
+        &self.entries[(who as usize * ENTRIES) | (va >> 12) as usize & (ENTRIES - 1)]
     }
 
     /// Caches the page of `va`, which `translation` puts at `host_page`; `write` says whether the memory can be written.
-    pub fn insert(&mut self, va: u64, who: Privilege, translation: &Translation, host_page: u64, write: bool) {
+    pub fn insert(
+        &mut self,
+        va: u64,
+        who: Privilege,
+        translation: &Translation,
+        host_page: u64,
+        write: bool,
+    ) {
         let page = va & !(PAGE_SIZE - 1);
         let tag = |allowed| if allowed { page } else { NEVER };
         self.large.add(va, translation.size_bits);
         self.has_upper_ng |= is_upper(va) && translation.not_global;
         self.has_lower_el1 |= !is_upper(va) && who != Privilege::El0;
-        self.entries[who as usize * ENTRIES | (va >> 12) as usize & (ENTRIES - 1)] = Entry {
+        self.entries[(who as usize * ENTRIES) | (va >> 12) as usize & (ENTRIES - 1)] = Entry {
             read: tag(translation.allows(Access::Read, who)),
             write: tag(write && translation.allows(Access::Write, who)),
             addend: host_page.wrapping_sub(page),
@@ -148,7 +155,7 @@ impl Tlb {
         }
         let index = (va >> 12) as usize & (ENTRIES - 1);
         for who in 0..3 {
-            let entry = &mut self.entries[who * ENTRIES | index];
+            let entry = &mut self.entries[(who * ENTRIES) | index];
             let same = |tag: u64| untagged(tag ^ va) >> 12 == 0;
             if same(entry.read) || same(entry.write) {
                 *entry = EMPTY;

@@ -56,11 +56,8 @@ pub(crate) fn block(cpu: &mut Cpu, region: &Region, page: u64) -> *const Block {
     let mut offset = start;
     let mut sp_is_aligned = false;
     let (mut taken, mut through) = (-1, -1);
-    loop {
-        let Some(host) = region.host(page + offset, 4) else {
-            // Regions consist of whole pages, so that this is not reached.
-            break;
-        };
+    // Regions consist of whole pages, so that the condition always holds.
+    while let Some(host) = region.host(page + offset, 4) {
         // SAFETY: the word is 4-aligned and inside mapped guest memory, which is only accessed atomically.
         let word = u32::from_le(unsafe { AtomicU32::from_ptr(host.cast()) }.load(Ordering::Acquire));
         let lowered = decode(word)

@@ -73,7 +73,7 @@ fn shifted<const SF: bool, const SHIFT: u8>(value: u64, amount: u8) -> u64 {
         (LSR, true) => value >> (amount & 63),
         (LSR, false) => u64::from(value as u32 >> (amount & 31)),
         (ASR, true) => (value as i64 >> (amount & 63)) as u64,
-        (ASR, false) => (value as i32 >> (amount & 31)) as u32 as u64,
+        (ASR, false) => u64::from((value as i32 >> (amount & 31)) as u32),
         (_, true) => value.rotate_right(amount),
         (_, false) => u64::from((value as u32).rotate_right(amount)),
     }

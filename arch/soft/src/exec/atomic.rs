@@ -155,11 +155,12 @@ unsafe fn read_modify_write(host: u64, log2: u8, op: AtomicOp, operand: u64) -> 
             let cell = unsafe { <$atomic>::from_ptr(host as *mut $int) };
             let v = operand as $int;
             const ORDER: Ordering = Ordering::SeqCst;
-            let signed = |pick: fn($signed, $signed) -> $signed| {
-                match cell.fetch_update(ORDER, ORDER, |old| Some(pick(old as $signed, v as $signed) as $int)) {
+            let signed =
+                |pick: fn($signed, $signed) -> $signed| match cell
+                    .fetch_update(ORDER, ORDER, |old| Some(pick(old as $signed, v as $signed) as $int))
+                {
                     Ok(old) | Err(old) => old,
-                }
-            };
+                };
             u64::from(match op {
                 AtomicOp::Add => cell.fetch_add(v, ORDER),
                 AtomicOp::Clr => cell.fetch_and(!v, ORDER),
@@ -225,8 +226,7 @@ pub(crate) fn compare_swap_pair(cpu: &mut Cpu, at: At) -> Next {
     let va = x(cpu, at.b);
     let host = attempt!(cpu.locate_aligned(at, va, 2 << at.d, Access::Write, 0));
     let [new_second, expected_second, first_out, second_out, ..] = at.imm().to_le_bytes();
-    let (new, expected) =
-        ((x(cpu, at.a), x(cpu, new_second)), (x(cpu, at.c), x(cpu, expected_second)));
+    let (new, expected) = ((x(cpu, at.a), x(cpu, new_second)), (x(cpu, at.c), x(cpu, expected_second)));
     let (first, second);
     if at.d == 2 {
         let join = |(low, high): (u64, u64)| high << 32 | low & 0xffff_ffff;

@@ -333,11 +333,8 @@ fn pair_simd_with<const LOAD: bool, const LOG2: u8, const MODE: u8, const SLOW: 
             store_two::<3, SLOW>(cpu, at, va.wrapping_add(16), split(cpu.regs.q[c]))?;
         }
         (_, true) => {
-            let (first, second) = if LOG2 == 3 {
-                load_two::<3, SLOW>(cpu, at, va)?
-            } else {
-                load_two::<2, SLOW>(cpu, at, va)?
-            };
+            let (first, second) =
+                if LOG2 == 3 { load_two::<3, SLOW>(cpu, at, va)? } else { load_two::<2, SLOW>(cpu, at, va)? };
             (cpu.regs.q[a], cpu.regs.q[c]) = (u128::from(first), u128::from(second));
         }
         (_, false) => {

@@ -100,7 +100,7 @@ pub(crate) fn multiple(cpu: &mut Cpu, at: At) -> Next {
 /// Registers one after another: the element size does not matter.
 fn contiguous(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), Next> {
     for r in 0..s.rpt {
-        let q = usize::from(at.a + r & 31);
+        let q = usize::from((at.a + r) & 31);
         let value = cpu.regs.q[q];
         match (s.load, s.bytes) {
             (true, 16) => {
@@ -125,7 +125,7 @@ fn interleaved(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), N
                 let value = load_element(cpu, at, va, s.size)?;
                 set_lane(&mut loaded[usize::from(r & 3)], e, s.size, value);
             } else {
-                let value = lane(cpu.regs.q[usize::from(at.a + r & 31)], e, s.size);
+                let value = lane(cpu.regs.q[usize::from((at.a + r) & 31)], e, s.size);
                 store_element(cpu, at, va, s.size, value)?;
             }
             va = va.wrapping_add(1 << s.size);
@@ -133,7 +133,7 @@ fn interleaved(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), N
     }
     if s.load {
         for r in 0..s.selem {
-            cpu.regs.q[usize::from(at.a + r & 31)] = loaded[usize::from(r & 3)];
+            cpu.regs.q[usize::from((at.a + r) & 31)] = loaded[usize::from(r & 3)];
         }
     }
     Ok(())
@@ -145,7 +145,7 @@ pub(crate) fn single(cpu: &mut Cpu, at: At) -> Next {
     let base = x(cpu, at.b);
     let mut va = base;
     for r in 0..s.selem {
-        let q = usize::from(at.a + r & 31);
+        let q = usize::from((at.a + r) & 31);
         if s.load {
             let value = attempt!(load_element(cpu, at, va, s.size));
             set_lane(&mut cpu.regs.q[q], s.index, s.size, value);
@@ -169,7 +169,7 @@ pub(crate) fn replicate(cpu: &mut Cpu, at: At) -> Next {
         for e in 0..s.bytes >> s.size {
             set_lane(&mut q, e, s.size, value);
         }
-        cpu.regs.q[usize::from(at.a + r & 31)] = q;
+        cpu.regs.q[usize::from((at.a + r) & 31)] = q;
         va = va.wrapping_add(1 << s.size);
     }
     finish(cpu, at, s.post, va.wrapping_sub(base))

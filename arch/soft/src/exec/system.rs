@@ -15,8 +15,7 @@ use crate::sysreg::{enc, id, sctlr};
 /// ISS of a trapped MSR, MRS or SYS (Arm ARM, ISS encoding for EC 0x18).
 pub(crate) fn system_iss(reg: u16, rt: u8, read: bool) -> u64 {
     let reg = u64::from(reg);
-    let (op0, op1, crn, crm, op2) =
-        (reg >> 14 & 3, reg >> 11 & 7, reg >> 7 & 15, reg >> 3 & 15, reg & 7);
+    let (op0, op1, crn, crm, op2) = (reg >> 14 & 3, reg >> 11 & 7, reg >> 7 & 15, reg >> 3 & 15, reg & 7);
     op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | u64::from(rt) << 5 | crm << 1 | u64::from(read)
 }
 

@@ -193,8 +193,7 @@ fn immediate(insn: Insn, offset: i64) -> Lowered {
     match insn {
         Insn::AddSubImm { sf, sub, set_flags: false, rd, rn, imm } => {
             let imm = i64::from(imm) * if sub { -1 } else { 1 };
-            let lowered =
-                Lowered::new(pick!(add_imm, bool sf), [sp(rd), sp(rn), 0, 0]).imm(imm as u64);
+            let lowered = Lowered::new(pick!(add_imm, bool sf), [sp(rd), sp(rn), 0, 0]).imm(imm as u64);
             let stays = rn == 31 && sf && imm % 16 == 0;
             Lowered { changes_sp: rd == 31 && !stays, ..lowered }
         }
@@ -250,11 +249,8 @@ fn bitfield(sf: bool, op: BitfieldOp, rd: u8, rn: u8, immr: u8, imms: u8) -> Low
             Lowered::new(pick!(sbfm, bool sf), [dst(rd), src(rn), left as u8, right as u8])
         }
         BitfieldOp::Bfm => {
-            let (handler, shift, mask): (Handler, _, _) = if extracts {
-                (bfxil, immr, ones(width))
-            } else {
-                (bfi, position, ones(width) << position)
-            };
+            let (handler, shift, mask): (Handler, _, _) =
+                if extracts { (bfxil, immr, ones(width)) } else { (bfi, position, ones(width) << position) };
             let keep = !mask & ones(size);
             // The old value is a source, too: ZR then reads as zero and goes nowhere.
             let rd = if rd == 31 { ZR as u8 } else { rd };
@@ -303,8 +299,7 @@ fn register(insn: Insn) -> Lowered {
         },
         Insn::CondSelect { sf, op, cond, rd, rn, rm } => {
             let op = op as u8;
-            let handler =
-                pick!(select, bool sf, (0 1 2 3) op, (0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15) cond);
+            let handler = pick!(select, bool sf, (0 1 2 3) op, (0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15) cond);
             Lowered::new(handler, [dst(rd), src(rn), src(rm), 0])
         }
         Insn::DataProc2 { sf, op, rd, rn, rm } => {
@@ -384,9 +379,7 @@ fn load_store(op: MemOp, rt: u8, addr: Address, unprivileged: bool, here: i64) -
         MemOp::Store { size } => {
             (kind::STORE + size, src(rt), transfer_iss(size, false, rt, size == 3, false))
         }
-        MemOp::Load { size } => {
-            (kind::LOAD + size, dst(rt), transfer_iss(size, false, rt, size == 3, false))
-        }
+        MemOp::Load { size } => (kind::LOAD + size, dst(rt), transfer_iss(size, false, rt, size == 3, false)),
         MemOp::LoadSigned { size, to64: true } => {
             (kind::LOAD_S64 + size, dst(rt), transfer_iss(size, true, rt, true, false))
         }
@@ -410,9 +403,11 @@ fn load_store(op: MemOp, rt: u8, addr: Address, unprivileged: bool, here: i64) -
                 IndexMode::Offset if unprivileged => (mode::UNPRIVILEGED, iss),
                 IndexMode::Offset => (mode::IMM, iss),
             };
-            Lowered::new(kind_and(mode), [rt_index, sp(rn), 0, 0])
-                .imms(offset as u64, iss)
-                .base(rn, index != IndexMode::Offset, Some(offset))
+            Lowered::new(kind_and(mode), [rt_index, sp(rn), 0, 0]).imms(offset as u64, iss).base(
+                rn,
+                index != IndexMode::Offset,
+                Some(offset),
+            )
         }
         Address::Reg { rn, rm, extend, shift } => {
             let mode = match extend {
@@ -420,7 +415,9 @@ fn load_store(op: MemOp, rt: u8, addr: Address, unprivileged: bool, here: i64) -
                 Extend::Sxtw => mode::REG_SXTW,
                 _ => mode::REG,
             };
-            Lowered::new(kind_and(mode), [rt_index, sp(rn), src(rm), shift]).imms(0, iss).base(rn, false, None)
+            Lowered::new(kind_and(mode), [rt_index, sp(rn), src(rm), shift])
+                .imms(0, iss)
+                .base(rn, false, None)
         }
         Address::Literal { offset } => Lowered::new(kind_and(mode::LITERAL), [rt_index, 0, 0, 0])
             .imms(here.wrapping_add(offset) as u64, iss),
@@ -439,20 +436,19 @@ fn load_store_pair(insn: Insn) -> Lowered {
     let (handler, a, c) = match (simd, load) {
         (true, _) => (pick!(pair_simd, bool load, (2 3 4) size, (0 1 2) mode), rt, rt2),
         (false, true) => (pick!(pair, bool true, (2 3) size, bool signed, (0 1 2) mode), dst(rt), dst(rt2)),
-        (false, false) => {
-            (pick!(pair, bool false, (2 3) size, bool false, (0 1 2) mode), src(rt), src(rt2))
-        }
+        (false, false) => (pick!(pair, bool false, (2 3) size, bool false, (0 1 2) mode), src(rt), src(rt2)),
     };
-    Lowered::new(handler, [a, sp(rn), c, 0])
-        .imms(offset as u64, 0)
-        .base(rn, index != IndexMode::Offset, Some(offset))
+    Lowered::new(handler, [a, sp(rn), c, 0]).imms(offset as u64, 0).base(
+        rn,
+        index != IndexMode::Offset,
+        Some(offset),
+    )
 }
 
 fn synchronisation(insn: Insn) -> Lowered {
     match insn {
         Insn::LoadExclusive { size, rt, rn, .. } => {
-            Lowered::new(pick!(load_exclusive, (0 1 2 3) size), [dst(rt), sp(rn), 0, 0])
-                .base(rn, false, None)
+            Lowered::new(pick!(load_exclusive, (0 1 2 3) size), [dst(rt), sp(rn), 0, 0]).base(rn, false, None)
         }
         Insn::StoreExclusive { size, rs, rt, rn, .. } => {
             Lowered::new(pick!(store_exclusive, (0 1 2 3) size), [src(rt), sp(rn), dst(rs), 0])
@@ -478,11 +474,8 @@ fn synchronisation(insn: Insn) -> Lowered {
         }
         Insn::Atomic { op, size, rs, rt, rn } => {
             let op = op_number(op);
-            Lowered::new(
-                pick!(read_modify, (0 1 2 3 4 5 6 7 8) op),
-                [dst(rt), sp(rn), src(rs), size],
-            )
-            .base(rn, false, None)
+            Lowered::new(pick!(read_modify, (0 1 2 3 4 5 6 7 8) op), [dst(rt), sp(rn), src(rs), size])
+                .base(rn, false, None)
         }
         Insn::CompareSwap { size, rs, rt, rn } => {
             Lowered::new(compare_swap, [src(rt), sp(rn), src(rs), size])
@@ -490,8 +483,7 @@ fn synchronisation(insn: Insn) -> Lowered {
                 .base(rn, false, None)
         }
         Insn::CompareSwapPair { size, rs, rt, rn } => {
-            let packed =
-                u64::from_le_bytes([src(rt + 1), src(rs + 1), dst(rs), dst(rs + 1), 0, 0, 0, 0]);
+            let packed = u64::from_le_bytes([src(rt + 1), src(rs + 1), dst(rs), dst(rs + 1), 0, 0, 0, 0]);
             Lowered::new(compare_swap_pair, [src(rt), sp(rn), src(rs), size])
                 .imm(packed)
                 .base(rn, false, None)
@@ -523,9 +515,11 @@ fn structures(insn: Insn) -> Lowered {
         }
         _ => return undefined(0),
     };
-    Lowered::new(handler, [rt, sp(rn), src(post.unwrap_or(31)), 0])
-        .imm(structure.pack())
-        .base(rn, post.is_some(), None)
+    Lowered::new(handler, [rt, sp(rn), src(post.unwrap_or(31)), 0]).imm(structure.pack()).base(
+        rn,
+        post.is_some(),
+        None,
+    )
 }
 
 fn system_insn(insn: Insn, el1: bool) -> Lowered {
