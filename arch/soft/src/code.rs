@@ -17,6 +17,8 @@ const VARIANTS: usize = 4;
 
 /// Most ops kept before the cache is emptied (32 bytes each).
 const MAX_OPS: usize = 1 << 20;
+/// Most pages kept, for their indices (2 KiB each): a guest may execute one instruction of each of its pages.
+const MAX_PAGES: usize = 1 << 14;
 
 /// A way out of a block to a block of the same page.
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +131,7 @@ impl CodeCache {
 
     /// Whether the next insertion should be preceded by [`CodeCache::flush`].
     pub fn is_full(&self) -> bool {
-        self.ops > MAX_OPS
+        self.ops > MAX_OPS || self.pages.len() > MAX_PAGES
     }
 
     /// Adds a block. The pointer is valid until the epoch changes.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::code::{Block, CodeCache, Link, Variant};
 use crate::machine::{Broadcast, CpuShared, Machine, Maintenance, PAGE_SIZE, Region, request};
-use crate::mmu::{Access, Fault, Privilege};
+use crate::mmu::{Access, Fault, Privilege, fsc};
 use crate::op::{At, Next};
 use crate::regs::{Regs, SP};
 use crate::sysreg::{SysRegs, cntv_ctl, sctlr};
@@ -336,7 +336,8 @@ impl Cpu {
 
     /// Recomputes what is derived from PSTATE, CPACR, the ASID and the generations.
     pub(crate) fn state_changed(&mut self) {
-        let variant = u64::from(self.variant());
+        // Nothing is executed, or found in the jump cache, in an illegal state.
+        let variant = u64::from(self.variant()) | u64::from(self.pstate.il) << 2;
         self.context = [
             self.generation[0] << 20 | u64::from(self.asid()) << 4 | variant,
             self.generation[1] << 20 | variant,
@@ -354,6 +355,7 @@ impl Cpu {
     /// Forgets every cached translation.
     pub(crate) fn flush_translations(&mut self) {
         self.tlb.flush();
+        self.tlb.forget_upper_ng();
         self.forget_fetched(false);
         self.forget_fetched(true);
     }
@@ -408,11 +410,14 @@ impl Cpu {
         {
             return;
         }
-        if self.virtual_counter() >= self.sys.cntv_cval {
+        let now = self.machine.counter();
+        let left = self.sys.cntv_cval.saturating_sub(now.wrapping_sub(self.vtimer_offset));
+        if left == 0 {
             self.shared.request(request::TIMER);
             return;
         }
-        let deadline = self.sys.cntv_cval.saturating_add(self.vtimer_offset);
+        // The offset may be "negative" (a guest's counter ahead of the machine's): only the distance is a time.
+        let deadline = now.saturating_add(left);
         if self.alarm != Some(deadline)
             && let Some(at) = self.machine.instant_of(deadline)
         {
@@ -506,8 +511,9 @@ impl Cpu {
 
     /// The block at `pc`; `Err(None)` if an exception changed `pc`.
     fn find_block(&mut self) -> Result<*const Block, Option<Exit>> {
-        if self.pstate.il {
-            exception::illegal_state(self);
+        let target = self.branch_target(self.pc);
+        if target != self.pc {
+            self.pc = target;
             return Err(None);
         }
         if self.pc & 3 != 0 {
@@ -530,24 +536,40 @@ impl Cpu {
                         return Err(None);
                     }
                     Err(Fault::WalkOutsideMemory { ipa, level }) => {
-                        return Err(Some(exception::stage2_fetch(self.pc, ipa, level, true)));
+                        let code = fsc::TRANSLATION | level;
+                        return Err(Some(exception::stage2_fetch(self.pc, ipa, code, true)));
                     }
                 }
             }
         };
+        if self.pstate.il {
+            exception::illegal_state(self);
+            return Err(None);
+        }
         if let Some(block) = self.code.find(page, self.pc, self.variant()) {
             return Ok(block);
         }
+        let refused =
+            |code: u8| exception::stage2_fetch(self.pc, page | self.pc & (PAGE_SIZE - 1), code | 3, false);
         let Some(region) = self.regions.iter().find(|r| r.host(page, PAGE_SIZE).is_some()).cloned() else {
-            return Err(Some(exception::stage2_fetch(self.pc, page | self.pc & (PAGE_SIZE - 1), 3, false)));
+            return Err(Some(refused(fsc::TRANSLATION)));
         };
         if !region.perms.execute {
-            return Err(Some(exception::stage2_fetch(self.pc, page | self.pc & (PAGE_SIZE - 1), 3, false)));
+            return Err(Some(refused(fsc::PERMISSION)));
         }
         if self.code.is_full() {
             self.code.flush();
         }
         Ok(translate::block(self, &region, page))
+    }
+
+    /// Where a branch to `pc` goes: without its tag, if translation ignores the top byte (Arm ARM, AArch64.BranchAddr).
+    fn branch_target(&self, pc: u64) -> u64 {
+        match (pc >> 55 & 1 != 0, self.sys.tcr >> 37 & 3) {
+            (false, 1 | 3) => pc << 8 >> 8,
+            (true, 2 | 3) => pc | 0xff << 56,
+            _ => pc,
+        }
     }
 
     /// Takes a pending interrupt if PSTATE lets it.

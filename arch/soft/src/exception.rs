@@ -90,9 +90,9 @@ pub(crate) fn instruction_abort(cpu: &mut Cpu, code: u8) {
     synchronous(cpu, syndrome(ec, u64::from(code)), cpu.pc);
 }
 
-/// The exit of an instruction fetch that stage 2 refuses.
-pub(crate) fn stage2_fetch(pc: u64, ipa: u64, level: u8, walk: bool) -> Exit {
-    let iss = u64::from(fsc::TRANSLATION | level) | if walk { S1PTW } else { 0 };
+/// The exit of an instruction fetch that stage 2 refuses with fault status `code`; `walk`: on the way to its translation.
+pub(crate) fn stage2_fetch(pc: u64, ipa: u64, code: u8, walk: bool) -> Exit {
+    let iss = u64::from(code) | if walk { S1PTW } else { 0 };
     Exit::Exception { syndrome: syndrome(ec::INSTRUCTION_ABORT_LOWER, iss), far: pc, ipa }
 }
 
@@ -150,10 +150,11 @@ impl Cpu {
         self.stage2_abort(at, va, ipa, iss | write | u64::from(fsc::TRANSLATION) | 3)
     }
 
-    /// The exit of a store to `ipa`, which is mapped read-only.
+    /// The exit of an access to `ipa`, which is mapped without the permission for it.
     #[cold]
-    pub(crate) fn read_only_memory(&mut self, at: At, va: u64, ipa: u64, iss: u64) -> Next {
-        self.stage2_abort(at, va, ipa, iss | WNR | u64::from(fsc::PERMISSION) | 3)
+    pub(crate) fn forbidden_memory(&mut self, at: At, va: u64, ipa: u64, access: Access, iss: u64) -> Next {
+        let write = if access == Access::Write { WNR } else { 0 };
+        self.stage2_abort(at, va, ipa, iss | write | u64::from(fsc::PERMISSION) | 3)
     }
 
     fn stage2_abort(&mut self, at: At, va: u64, ipa: u64, iss: u64) -> Next {

@@ -214,9 +214,14 @@ impl Broadcast {
         self.0.retain(|(c, _)| !Arc::ptr_eq(c, cpu));
     }
 
-    /// Waits for `other` too.
-    pub fn append(&mut self, mut other: Broadcast) {
-        self.0.append(&mut other.0);
+    /// Waits for `other` too, which was posted later. A guest may post any number before it waits: one entry a CPU suffices.
+    pub fn append(&mut self, other: Broadcast) {
+        for (cpu, number) in other.0 {
+            match self.0.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &cpu)) {
+                Some(entry) => entry.1 = number,
+                None => self.0.push((cpu, number)),
+            }
+        }
     }
 
     /// Nothing outstanding was ever posted (or it was found complete).
@@ -384,4 +389,34 @@ impl Machine {
 /// Whether any CPU may have decoded code from the page at `ipa`.
 pub(crate) fn page_has_code(regions: &[Region], ipa: u64) -> bool {
     regions.iter().any(|r| r.host(ipa, 1).is_some() && r.has_code(ipa))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broadcasts_without_a_wait_are_remembered_once_a_cpu() {
+        let machine = Machine::new(40);
+        let cpus = [machine.add_cpu(), machine.add_cpu()];
+        cpus.iter().for_each(|cpu| cpu.running.store(true, Ordering::SeqCst));
+        let mut outstanding = Broadcast::default();
+        for va in 0..1000 {
+            outstanding.append(machine.broadcast(Maintenance::TlbVa(va << 12), Some(&cpus[0])));
+        }
+        assert_eq!(outstanding.0.len(), 1);
+    }
+
+    #[test]
+    fn merged_broadcasts_are_complete_only_with_the_last_one() {
+        let machine = Machine::new(40);
+        let cpu = machine.add_cpu();
+        cpu.running.store(true, Ordering::SeqCst);
+        let mut outstanding = machine.broadcast(Maintenance::TlbAll, None);
+        outstanding.append(machine.broadcast(Maintenance::CodeAll, None));
+        cpu.acknowledge(1);
+        let after_first = outstanding.is_complete();
+        cpu.acknowledge(2);
+        assert_eq!((after_first, outstanding.is_complete()), (false, true));
+    }
 }

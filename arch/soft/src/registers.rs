@@ -57,6 +57,7 @@ impl Cpu {
             id::CLIDR_EL1 => sysreg::CLIDR,
             id::CSSELR_EL1 => s.csselr,
             id::CTR_EL0 => sysreg::CTR,
+            id::DCZID_EL0 if self.pstate.el == 0 && s.sctlr & sctlr::DZE == 0 => sysreg::DCZID | sysreg::DZP,
             id::DCZID_EL0 => sysreg::DCZID,
             id::NZCV => u64::from(self.regs.flags.nzcv()),
             id::DAIF => u64::from(self.pstate.daif) << 6,

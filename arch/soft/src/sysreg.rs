@@ -104,6 +104,8 @@ pub(crate) const CTR: u64 = 1 << 31 | 1 << 28 | 4 << 24 | 4 << 20 | 4 << 16 | 3 
 
 /// DCZID_EL0: DC ZVA clears 64 bytes.
 pub(crate) const DCZID: u64 = 4;
+/// DCZID_EL0.DZP: DC ZVA is trapped here.
+pub(crate) const DZP: u64 = 1 << 4;
 /// Bytes that DC ZVA clears.
 pub(crate) const ZVA_BYTES: u64 = 64;
 

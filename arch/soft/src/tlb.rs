@@ -135,8 +135,12 @@ impl Tlb {
     pub fn flush(&mut self) {
         self.entries.fill(EMPTY);
         self.large = LargeHalves::NONE;
-        self.has_upper_ng = false;
         self.has_lower_el1 = false;
+    }
+
+    /// Nothing of the upper half is cached any more, here or for fetches.
+    pub fn forget_upper_ng(&mut self) {
+        self.has_upper_ng = false;
     }
 
     /// Drops what belongs to one ASID (all of EL0's, and whatever of EL1's may be non-global).

@@ -39,7 +39,10 @@ fn hvc_exits_with_the_program_counter_behind_it() {
     // movz x0, #42; hvc #7
     let mut b = bench(&[0xd280_0540, 0xd400_00e2]);
     let exit = b.cpu.run();
-    assert_eq!((syndrome(exit) >> 26, syndrome(exit) & 0xffff, b.cpu.x(0), b.cpu.pc()), (0x16, 7, 42, RAM + 8));
+    assert_eq!(
+        (syndrome(exit) >> 26, syndrome(exit) & 0xffff, b.cpu.x(0), b.cpu.pc()),
+        (0x16, 7, 42, RAM + 8)
+    );
 }
 
 #[test]
@@ -90,8 +93,7 @@ fn a_cancel_outside_run_ends_the_next_run() {
 #[test]
 fn the_virtual_timer_fires_while_the_guest_loops_and_masks_itself() {
     // movz x0, #0x4240; movk x0, #0xf, lsl #16 (1 ms); msr cntv_tval_el0, x0; movz x0, #1; msr cntv_ctl_el0, x0; b .
-    let mut b =
-        bench(&[0xd288_4800, 0xf2a0_01e0, 0xd51b_e300, 0xd280_0020, 0xd51b_e320, 0x1400_0000]);
+    let mut b = bench(&[0xd288_4800, 0xf2a0_01e0, 0xd51b_e300, 0xd280_0020, 0xd51b_e320, 0x1400_0000]);
     assert_eq!(b.cpu.run(), Exit::VtimerActivated);
     assert!(b.cpu.vtimer_mask());
 }

@@ -203,8 +203,8 @@ pub(crate) fn op_number(op: AtomicOp) -> u8 {
 /// LDADD ... SWP: `a` gets what `b` pointed at; the operand is `c`; 1 << d bytes.
 pub(crate) fn read_modify<const OP: u8>(cpu: &mut Cpu, at: At) -> Next {
     let va = x(cpu, at.b);
-    let host = attempt!(cpu.locate_aligned(at, va, 1 << at.d, Access::Write, 0));
-    // SAFETY: `locate_aligned` found that many aligned bytes of writable guest memory.
+    let host = attempt!(cpu.locate_atomic(at, va, 1 << at.d));
+    // SAFETY: `locate_atomic` found that many aligned bytes of writable guest memory.
     let old = unsafe { read_modify_write(host, at.d, OPS[usize::from(OP)], x(cpu, at.c)) };
     cpu.regs.x[usize::from(at.a)] = old;
     at.next(cpu)
@@ -213,8 +213,8 @@ pub(crate) fn read_modify<const OP: u8>(cpu: &mut Cpu, at: At) -> Next {
 /// CAS: if `b` points at the value of `c`, it gets that of `a`; what was there goes to the register of the constant.
 pub(crate) fn compare_swap(cpu: &mut Cpu, at: At) -> Next {
     let va = x(cpu, at.b);
-    let host = attempt!(cpu.locate_aligned(at, va, 1 << at.d, Access::Write, 0));
-    // SAFETY: `locate_aligned` found that many aligned bytes of writable guest memory.
+    let host = attempt!(cpu.locate_atomic(at, va, 1 << at.d));
+    // SAFETY: `locate_atomic` found that many aligned bytes of writable guest memory.
     let old = unsafe { compare_exchange(host, at.d, x(cpu, at.c), x(cpu, at.a)) };
     cpu.regs.x[usize::from(at.imm() as u8)] = old;
     at.next(cpu)
@@ -224,13 +224,13 @@ pub(crate) fn compare_swap(cpu: &mut Cpu, at: At) -> Next {
 /// destinations: bytes 0 and 1 the second sources of `a` and `c`, bytes 2 and 3 where the old values go.
 pub(crate) fn compare_swap_pair(cpu: &mut Cpu, at: At) -> Next {
     let va = x(cpu, at.b);
-    let host = attempt!(cpu.locate_aligned(at, va, 2 << at.d, Access::Write, 0));
+    let host = attempt!(cpu.locate_atomic(at, va, 2 << at.d));
     let [new_second, expected_second, first_out, second_out, ..] = at.imm().to_le_bytes();
     let (new, expected) = ((x(cpu, at.a), x(cpu, new_second)), (x(cpu, at.c), x(cpu, expected_second)));
     let (first, second);
     if at.d == 2 {
         let join = |(low, high): (u64, u64)| high << 32 | low & 0xffff_ffff;
-        // SAFETY: `locate_aligned` found that many aligned bytes of writable guest memory.
+        // SAFETY: `locate_atomic` found that many aligned bytes of writable guest memory.
         let old = unsafe { compare_exchange(host, 3, join(expected), join(new)) };
         (first, second) = (old & 0xffff_ffff, old >> 32);
     } else {

@@ -6,6 +6,7 @@ use crate::host;
 use crate::machine::PAGE_SIZE;
 use crate::mmu::{Access, Privilege};
 use crate::op::{At, Next};
+use crate::sysreg::ZVA_BYTES;
 
 const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 
@@ -213,6 +214,9 @@ fn transfer<const KIND: u8, const UNPRIVILEGED: bool, const SLOW: bool>(
         kind::STORE_SIMD..kind::LOAD_SIMD => {
             let value = cpu.regs.q[a & 31];
             if KIND == kind::STORE_SIMD + 4 {
+                if SLOW {
+                    cpu.check_vector(at, va, Access::Write)?;
+                }
                 store_two::<3, SLOW>(cpu, at, va, (value as u64, (value >> 64) as u64))?;
             } else {
                 sized!(KIND - kind::STORE_SIMD, store, cpu, at, va, value as u64, iss)?;
@@ -220,6 +224,9 @@ fn transfer<const KIND: u8, const UNPRIVILEGED: bool, const SLOW: bool>(
         }
         _ => {
             cpu.regs.q[a & 31] = if KIND == kind::LOAD_SIMD + 4 {
+                if SLOW {
+                    cpu.check_vector(at, va, Access::Read)?;
+                }
                 let (low, high) = load_two::<3, SLOW>(cpu, at, va)?;
                 u128::from(high) << 64 | u128::from(low)
             } else {
@@ -322,6 +329,9 @@ fn pair_simd_with<const LOAD: bool, const LOG2: u8, const MODE: u8, const SLOW: 
     let (a, c) = (usize::from(at.a & 31), usize::from(at.c & 31));
     let join = |(low, high): (u64, u64)| u128::from(high) << 64 | u128::from(low);
     let split = |q: u128| (q as u64, (q >> 64) as u64);
+    if SLOW && LOG2 == 4 {
+        cpu.check_vector(at, va, if LOAD { Access::Read } else { Access::Write })?;
+    }
     match (LOG2, LOAD) {
         (4, true) => {
             let first = load_two::<3, SLOW>(cpu, at, va)?;
@@ -361,15 +371,14 @@ pub(crate) fn check_sp(cpu: &mut Cpu, at: At) -> Next {
 
 /// DC ZVA: zeroes the aligned block of 64 bytes at `a`.
 pub(crate) fn zero_block(cpu: &mut Cpu, at: At) -> Next {
-    let va = x(cpu, at.a) & !(crate::sysreg::ZVA_BYTES - 1);
+    let va = x(cpu, at.a);
     let entry = cpu.tlb.entry(va);
     let host = if va & PAGE_MASK == entry.write {
-        va.wrapping_add(entry.addend)
+        va.wrapping_add(entry.addend) & !(ZVA_BYTES - 1)
     } else {
-        let who = cpu.privilege();
-        attempt!(cpu.locate(at, va, crate::sysreg::ZVA_BYTES, Access::Write, who, 0))
+        attempt!(cpu.locate_block(at, va))
     };
-    for i in 0..crate::sysreg::ZVA_BYTES / 8 {
+    for i in 0..ZVA_BYTES / 8 {
         // SAFETY: the block is aligned, so that it lies in the page that was found writable.
         unsafe { host::write::<3>(host + 8 * i, 0) };
     }

@@ -92,32 +92,41 @@ pub(crate) fn multiple(cpu: &mut Cpu, at: At) -> Next {
     if s.selem == 1 {
         attempt!(contiguous(cpu, at, s, va));
     } else {
-        attempt!(interleaved(cpu, at, s, va));
+        attempt!(interleaved(cpu, at, s, va, 0));
     }
     finish(cpu, at, s.post, u64::from(registers) * u64::from(s.bytes))
 }
 
-/// Registers one after another: the element size does not matter.
+/// Registers one after another. On a TLB hit the element size does not matter; else it is the alignment to be checked.
 fn contiguous(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), Next> {
     for r in 0..s.rpt {
         let q = usize::from((at.a + r) & 31);
-        let value = cpu.regs.q[q];
-        match (s.load, s.bytes) {
-            (true, 16) => {
-                let (low, high) = load_two::<3, true>(cpu, at, va)?;
-                cpu.regs.q[q] = u128::from(high) << 64 | u128::from(low);
-            }
-            (true, _) => cpu.regs.q[q] = u128::from(load::<3, false, true>(cpu, at, va, 0)?),
-            (false, 16) => store_two::<3, true>(cpu, at, va, (value as u64, (value >> 64) as u64))?,
-            (false, _) => store::<3, false, true>(cpu, at, va, value as u64, 0)?,
+        if whole(cpu, at, s, va, q).is_err() {
+            interleaved(cpu, at, Structure { rpt: 1, ..s }, va, r)?;
         }
         va = va.wrapping_add(u64::from(s.bytes));
     }
     Ok(())
 }
 
-/// Element e of each register in turn.
-fn interleaved(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), Next> {
+/// Register `q` at once; `Err` on a TLB miss.
+fn whole(cpu: &mut Cpu, at: At, s: Structure, va: u64, q: usize) -> Result<(), Next> {
+    let value = cpu.regs.q[q];
+    match (s.load, s.bytes) {
+        (true, 16) => {
+            let (low, high) = load_two::<3, false>(cpu, at, va)?;
+            cpu.regs.q[q] = u128::from(high) << 64 | u128::from(low);
+        }
+        (true, _) => cpu.regs.q[q] = u128::from(load::<3, false, false>(cpu, at, va, 0)?),
+        (false, 16) => store_two::<3, false>(cpu, at, va, (value as u64, (value >> 64) as u64))?,
+        (false, _) => store::<3, false, false>(cpu, at, va, value as u64, 0)?,
+    }
+    Ok(())
+}
+
+/// Element e of each of `selem` registers in turn, the first of which is `a` + `first`.
+fn interleaved(cpu: &mut Cpu, at: At, s: Structure, mut va: u64, first: u8) -> Result<(), Next> {
+    let register = |r: u8| usize::from((at.a + first + r) & 31);
     let mut loaded = [0u128; 4];
     for e in 0..s.bytes >> s.size {
         for r in 0..s.selem {
@@ -125,7 +134,7 @@ fn interleaved(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), N
                 let value = load_element(cpu, at, va, s.size)?;
                 set_lane(&mut loaded[usize::from(r & 3)], e, s.size, value);
             } else {
-                let value = lane(cpu.regs.q[usize::from((at.a + r) & 31)], e, s.size);
+                let value = lane(cpu.regs.q[register(r)], e, s.size);
                 store_element(cpu, at, va, s.size, value)?;
             }
             va = va.wrapping_add(1 << s.size);
@@ -133,7 +142,7 @@ fn interleaved(cpu: &mut Cpu, at: At, s: Structure, mut va: u64) -> Result<(), N
     }
     if s.load {
         for r in 0..s.selem {
-            cpu.regs.q[usize::from((at.a + r) & 31)] = loaded[usize::from(r & 3)];
+            cpu.regs.q[register(r)] = loaded[usize::from(r & 3)];
         }
     }
     Ok(())

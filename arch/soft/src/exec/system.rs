@@ -104,6 +104,12 @@ pub(crate) fn dsb(cpu: &mut Cpu, at: At) -> Next {
     Next::Event
 }
 
+/// ISB: what follows is fetched anew.
+pub(crate) fn isb(cpu: &mut Cpu, at: At) -> Next {
+    cpu.pc = cpu.pc_of(at).wrapping_add(4);
+    Next::Lookup
+}
+
 /// MSR DAIFSet.
 pub(crate) fn daif_set(cpu: &mut Cpu, at: At) -> Next {
     cpu.pstate.daif |= at.a;
@@ -141,6 +147,15 @@ pub(crate) fn mrs_sp_el0(cpu: &mut Cpu, at: At) -> Next {
         return cpu.undefined(at);
     }
     put::<true>(cpu, at.a, cpu.sp_of(0));
+    at.next(cpu)
+}
+
+/// MSR of SP_EL0 while SP_EL1 is in use.
+pub(crate) fn msr_sp_el0(cpu: &mut Cpu, at: At) -> Next {
+    if !cpu.pstate.sp_sel {
+        return cpu.undefined(at);
+    }
+    cpu.set_sp_of(0, x(cpu, at.a));
     at.next(cpu)
 }
 
@@ -266,7 +281,8 @@ fn invalidate_code(cpu: &mut Cpu, item: Maintenance) {
 /// Translates the address of a maintenance operation, which is `a`.
 fn maintenance_address(cpu: &mut Cpu, at: At, access: Access) -> Result<Option<u64>, Next> {
     let va = x(cpu, at.a);
-    let who = cpu.privilege();
+    // PSTATE.PAN does not concern it.
+    let who = if cpu.pstate.el == 0 { Privilege::El0 } else { Privilege::El1 };
     match cpu.translate(va, access, who) {
         Ok(translation) => Ok(Some(translation.page)),
         // A stage 1 walk outside memory: nothing is cached of such a page.

@@ -544,7 +544,7 @@ fn system_insn(insn: Insn, el1: bool) -> Lowered {
         }),
         Insn::Dsb { .. } => plain(system::dsb),
         // What came in the meantime is looked at between blocks.
-        Insn::Isb => plain(through).ends(End::Through),
+        Insn::Isb => plain(system::isb).ends(End::Away),
         Insn::MsrImm { op1, op2, imm } => pstate_field(op1, op2, imm, el1),
         Insn::Sys { op1, crn, crm, op2, rt } => {
             let reg = enc(1, op1.into(), crn.into(), crm.into(), op2.into());
@@ -568,7 +568,11 @@ fn system_insn(insn: Insn, el1: bool) -> Lowered {
             Lowered::new(handler, [dst(rt), rt, 1, 0]).imm(u64::from(reg))
         }
         Insn::Msr { reg, rt } => {
-            let handler: Handler = if el1 { system::msr } else { system::register_el0 };
+            let handler: Handler = match reg {
+                _ if !el1 => system::register_el0,
+                id::SP_EL0 => system::msr_sp_el0,
+                _ => system::msr,
+            };
             Lowered::new(handler, [src(rt), rt, 0, 0]).imm(u64::from(reg))
         }
         _ => undefined(0),

@@ -40,11 +40,14 @@ impl Ours {
         let machine: Arc<Machine> = Machine::new(40);
         let (code, data, ram) =
             (Memory::new(PC_PAGE, 0x1000), Memory::new(MEM_BASE, 0x1000), Memory::new(RAM, 0x2_0000));
-        for (memory, base, size) in [(&code, PC_PAGE, 0x1000), (&data, MEM_BASE, 0x1000), (&ram, RAM, 0x2_0000)] {
+        for (memory, base, size) in
+            [(&code, PC_PAGE, 0x1000), (&data, MEM_BASE, 0x1000), (&ram, RAM, 0x2_0000)]
+        {
             // SAFETY: the memories are dropped after the CPU, whose field comes first.
             unsafe { machine.map(base, memory.host(base), size, Perms::ALL) }.unwrap();
         }
         ram.write_vectors(VECTORS);
+        code.write_code(PC_PAGE, &[BRK; 1024]);
         // Blocks of 1 GiB: EL0's, and the one that holds the vectors.
         ram.write(TABLE, desc::AF | desc::EL0 | 1);
         ram.write(TABLE + 8, RAM | desc::AF | desc::UXN | 1);
@@ -53,7 +56,6 @@ impl Ours {
 
     fn run(&mut self, case: &Case) -> Got {
         let before = &case.state;
-        self.code.write_code(PC_PAGE, &[BRK; 1024]);
         self.code.write_code(PC, &[case.insn]);
         for (i, chunk) in before.mem.chunks(8).enumerate() {
             self.data.write(MEM_BASE + 8 * i as u64, u64::from_le_bytes(chunk.try_into().unwrap()));
@@ -81,11 +83,16 @@ impl Ours {
         let exit = cpu.run();
         let (next_pc, pstate) = match outcome(cpu, exit) {
             // BRK, or the fetch at a branch's target.
-            Outcome::Taken(t) if t.vector == 0x400 && matches!(t.esr >> 26, 0x3c | 0x20 | 0x22) => (t.elr, t.spsr),
-            Outcome::Exit(Exit::Exception { syndrome, .. }) if syndrome >> 26 == 0x20 => (cpu.pc(), cpu.cpsr()),
+            Outcome::Taken(t) if t.vector == 0x400 && matches!(t.esr >> 26, 0x3c | 0x20 | 0x22) => {
+                (t.elr, t.spsr)
+            }
+            Outcome::Exit(Exit::Exception { syndrome, .. }) if syndrome >> 26 == 0x20 => {
+                (cpu.pc(), cpu.cpsr())
+            }
             other => return Got::Other(other),
         };
-        let mem = (0..before.mem.len() as u64 / 8).flat_map(|i| self.data.read(MEM_BASE + 8 * i).to_le_bytes());
+        let mem =
+            (0..before.mem.len() as u64 / 8).flat_map(|i| self.data.read(MEM_BASE + 8 * i).to_le_bytes());
         let state = State {
             x: std::array::from_fn(|n| cpu.x(n as u8)),
             sp: cpu.sys_reg(reg::SP_EL0).unwrap(),
@@ -162,7 +169,8 @@ fn compare(ours: &mut Ours, case: &Case, expected: &Expected) -> Result<(), Stri
 fn check(seed: u64, count: usize, mut make: impl FnMut(&mut Random) -> Option<Case>) {
     let factor = std::env::var("HVRUN_ORACLE_FACTOR").ok().and_then(|f| f.parse().ok()).unwrap_or(1);
     let mut random = Random(seed);
-    let cases: Vec<Case> = std::iter::from_fn(|| Some(make(&mut random))).flatten().take(count * factor).collect();
+    let cases: Vec<Case> =
+        std::iter::from_fn(|| Some(make(&mut random))).flatten().take(count * factor).collect();
     let expected = hvrun_oracle::run(&cases).unwrap();
     let mut ours = Ours::new();
     let mismatches: Vec<String> =
@@ -204,7 +212,7 @@ fn word(random: &mut Random, value: u32, mask: u32) -> (u32, Insn) {
 
 /// Checks a group of instructions that neither branch nor access memory.
 fn check_group(value: u32, mask: u32) {
-    check(u64::from(value), 3000, |random| {
+    check(u64::from(value), 1500, |random| {
         let (insn, _) = word(random, value, mask);
         Some(Case { insn, state: state(random) })
     });
@@ -328,7 +336,7 @@ fn flag_and_fp_status_registers_match_qemu() {
 
 /// Checks a group of direct branches. One to itself never ends, and the oracle's program lies at low addresses.
 fn check_branches(value: u32, mask: u32) {
-    check(u64::from(value), 3000, |random| {
+    check(u64::from(value), 1500, |random| {
         let (insn, decoded) = word(random, value, mask);
         let (Insn::B { offset }
         | Insn::Bl { offset }
@@ -364,12 +372,12 @@ fn test_and_branch_matches_qemu() {
 
 #[test]
 fn register_branches_match_qemu() {
-    check(4, 3000, |random| {
+    check(4, 1500, |random| {
         let opc = random.below(3) as u32;
         let rn = random.below(31) as u32;
         let mut state = state(random);
         state.x[rn as usize] = 0x1000_0000 + 4 * random.below(0x0c00_0000);
-        (state.x[rn as usize] != PC).then(|| Case { insn: 0xd61f_0000 | opc << 21 | rn << 5, state })
+        (state.x[rn as usize] != PC).then_some(Case { insn: 0xd61f_0000 | opc << 21 | rn << 5, state })
     });
 }
 
@@ -446,7 +454,7 @@ fn aim_single(random: &mut Random, op: MemOp, rt: u8, addr: Address) -> Option<S
 }
 
 fn check_single(value: u32, mask: u32) {
-    check(u64::from(value), 4000, |random| {
+    check(u64::from(value), 2500, |random| {
         let (insn, decoded) = word(random, value, mask);
         let Insn::LoadStore { op, rt, addr, .. } = decoded else { return None };
         Some(Case { insn, state: aim_single(random, op, rt, addr)? })
@@ -481,7 +489,7 @@ fn literal_loads_match_qemu() {
 
 #[test]
 fn pairs_match_qemu() {
-    check(6, 6000, |random| {
+    check(6, 2500, |random| {
         let (insn, decoded) = word(random, 0x2800_0000, 0x3a00_0000);
         let Insn::LoadStorePair { load, simd, size, rt, rt2, rn, offset, mode, .. } = decoded else {
             return None;
@@ -500,7 +508,7 @@ fn pairs_match_qemu() {
 
 #[test]
 fn exclusives_acquire_and_release_match_qemu() {
-    check(7, 6000, |random| {
+    check(7, 2500, |random| {
         let (word, _) = word(random, 0x0800_0000, 0x3f00_0000);
         // Register fields that an instruction does not use are ones.
         let (insn, bytes) = match decode(word)? {
@@ -514,7 +522,9 @@ fn exclusives_acquire_and_release_match_qemu() {
             {
                 (word, 2 << size)
             }
-            Insn::LoadAcquire { size, .. } | Insn::StoreRelease { size, .. } => (word | 0x001f_7c00, 1 << size),
+            Insn::LoadAcquire { size, .. } | Insn::StoreRelease { size, .. } => {
+                (word | 0x001f_7c00, 1 << size)
+            }
             _ => return None,
         };
         let mut state = memory_state(random);
@@ -526,7 +536,7 @@ fn exclusives_acquire_and_release_match_qemu() {
 
 #[test]
 fn compare_and_swap_matches_qemu() {
-    check(8, 6000, |random| {
+    check(8, 2500, |random| {
         let (insn, decoded) = word(random, 0x0820_7c00, 0x3f20_7c00);
         let (size, rs, rn, pair) = match decoded {
             Insn::CompareSwap { size, rs, rn, .. } => (size, rs, rn, false),
@@ -555,7 +565,7 @@ fn compare_and_swap_matches_qemu() {
 
 #[test]
 fn atomic_memory_operations_match_qemu() {
-    check(9, 6000, |random| {
+    check(9, 2500, |random| {
         let (insn, decoded) = word(random, 0x3820_0000, 0x3f20_0c00);
         let Insn::Atomic { size, rn, .. } = decoded else { return None };
         let mut state = memory_state(random);
@@ -565,9 +575,10 @@ fn atomic_memory_operations_match_qemu() {
 }
 
 fn check_structures(value: u32, mask: u32) {
-    check(u64::from(value), 6000, |random| {
+    check(u64::from(value), 2500, |random| {
         let (insn, decoded) = word(random, value, mask);
-        let (Insn::SimdMulti { rn, .. } | Insn::SimdSingle { rn, .. } | Insn::SimdReplicate { rn, .. }) = decoded
+        let (Insn::SimdMulti { rn, .. } | Insn::SimdSingle { rn, .. } | Insn::SimdReplicate { rn, .. }) =
+            decoded
         else {
             return None;
         };

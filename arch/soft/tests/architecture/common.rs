@@ -148,7 +148,8 @@ impl Memory {
     pub fn write_code(&self, ipa: u64, words: &[u32]) {
         for (i, word) in words.iter().enumerate() {
             // SAFETY: as above, 4-aligned.
-            unsafe { AtomicU32::from_ptr(self.host(ipa + 4 * i as u64).cast()) }.store(*word, Ordering::SeqCst);
+            unsafe { AtomicU32::from_ptr(self.host(ipa + 4 * i as u64).cast()) }
+                .store(*word, Ordering::SeqCst);
         }
     }
 
@@ -372,7 +373,10 @@ impl Half {
 
     /// The level of the first table.
     pub fn first_level(&self) -> u32 {
-        (0..4).rev().find(|&level| self.level_bits(level) + self.granule_bits - 3 >= 64 - self.txsz).unwrap_or(0)
+        (0..4)
+            .rev()
+            .find(|&level| self.level_bits(level) + self.granule_bits - 3 >= 64 - self.txsz)
+            .unwrap_or(0)
     }
 
     /// The lowest address of this half.
