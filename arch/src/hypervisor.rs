@@ -4,6 +4,7 @@
 //! `vmm` has one run loop. What happens below that level (traps, ESR, PSCI, GIC) is not visible here.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -59,6 +60,52 @@ impl FromStr for Accel {
 )]
 pub struct UnknownAccel(pub String);
 
+/// Whose interrupt controller a machine gets, where the backend has a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GicChoice {
+    /// The host's if it has one that can be used, else ours.
+    #[default]
+    Auto,
+    /// The host's: in the kernel (KVM, Hypervisor.framework from macOS 15 on).
+    Host,
+    /// Our GICv3 model.
+    Soft,
+}
+
+impl GicChoice {
+    /// Every choice.
+    pub const ALL: [GicChoice; 3] = [GicChoice::Auto, GicChoice::Host, GicChoice::Soft];
+
+    /// The name used on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            GicChoice::Auto => "auto",
+            GicChoice::Host => "host",
+            GicChoice::Soft => "soft",
+        }
+    }
+}
+
+impl fmt::Display for GicChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for GicChoice {
+    type Err = UnknownGicChoice;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        GicChoice::ALL.into_iter().find(|c| c.name() == s).ok_or_else(|| UnknownGicChoice(s.to_owned()))
+    }
+}
+
+/// "{0}" is not an interrupt controller; the choices are auto, host and soft.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is not an interrupt controller; the choices are auto, host and soft")]
+pub struct UnknownGicChoice(pub String);
+
 /// Why a hypervisor could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum HypervisorError {
@@ -90,6 +137,14 @@ pub enum HypervisorError {
         /// First address that the backend cannot reach.
         limit: u64,
     },
+    /// The interrupt controller asked for cannot be had.
+    #[error("{accel} cannot use that interrupt controller: {reason}")]
+    Gic {
+        /// The accelerator.
+        accel: Accel,
+        /// Why not, and what would do.
+        reason: String,
+    },
     /// A call into the hypervisor failed.
     #[error("{call} failed: {reason}")]
     Call {
@@ -107,8 +162,11 @@ pub struct VmConfig {
     pub cpus: u32,
     /// The guest's RAM. The VM keeps a clone for as long as it lives.
     pub memory: GuestMemory,
-    /// Where the machine's windows lie; the backend emulates the interrupt controller's.
+    /// Where the machine's windows lie, as [`Hypervisor::layout`] says for the same `gic`; the backend answers the interrupt
+    /// controller's.
     pub layout: Layout,
+    /// Whose interrupt controller it gets.
+    pub gic: GicChoice,
 }
 
 /// The state in which the boot CPU starts (the others wait for PSCI CPU_ON).
@@ -128,6 +186,13 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// How many bits of guest physical address it can map.
     fn ipa_bits(&self) -> u32;
 
+    /// The address map of a machine with `cpus` vCPUs and `ram` bytes of memory. Not always [`Layout::new`]: an interrupt
+    /// controller of the host's has sizes of its own. The same for the same arguments.
+    fn layout(&self, cpus: u32, ram: u64, gic: GicChoice) -> Result<Layout, HypervisorError> {
+        let _ = gic;
+        Ok(Layout::new(cpus, ram))
+    }
+
     /// Makes a machine with its RAM mapped and its interrupt controller in the reset state, without vCPUs.
     fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn Vm>, HypervisorError>;
 }
@@ -140,6 +205,11 @@ pub trait Vm: Send + Sync {
 
     /// The interrupt controller, for devices to raise interrupts on.
     fn irq_chip(&self) -> Arc<dyn IrqChip>;
+
+    /// Interrupts and doorbells as eventfds, where the backend has them. A device must work without.
+    fn event_fds(&self) -> Option<&dyn EventFds> {
+        None
+    }
 
     /// Puts the machine-wide state (interrupt controller, PSCI) back to what it was after `create_vm`. May be called only
     /// while no vCPU is inside [`Vcpu::run`]; each vCPU's own state is reset by [`Vcpu::reset`].
@@ -235,4 +305,39 @@ pub trait IrqChip: Send + Sync {
 
     /// Delivers a message-signalled interrupt: a write of `data` to `addr` in the GICv2m frame.
     fn send_msi(&self, addr: u64, data: u32);
+}
+
+/// Which writes to an address ring a doorbell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datamatch {
+    /// All, of any size.
+    Any,
+    /// Two bytes of this value.
+    U16(u16),
+    /// Four bytes of this value.
+    U32(u32),
+    /// Eight bytes of this value.
+    U64(u64),
+}
+
+/// Eventfds that the backend serves past the vCPU threads: an optional capability of a [`Vm`]. Every call may come from any
+/// thread; the descriptor may be closed after it has been unregistered.
+pub trait EventFds: Send + Sync {
+    /// Makes each signal of `fd` an edge on the line of `spi`.
+    fn register_irqfd(&self, spi: Spi, fd: BorrowedFd<'_>) -> Result<(), HypervisorError>;
+
+    /// Undoes [`EventFds::register_irqfd`] with the same arguments.
+    fn unregister_irqfd(&self, spi: Spi, fd: BorrowedFd<'_>) -> Result<(), HypervisorError>;
+
+    /// Makes each write at `addr` that `data` matches a signal of `fd`. The guest goes on at once; there is no exit.
+    fn register_ioevent(&self, addr: u64, data: Datamatch, fd: BorrowedFd<'_>)
+    -> Result<(), HypervisorError>;
+
+    /// Undoes [`EventFds::register_ioevent`] with the same arguments.
+    fn unregister_ioevent(
+        &self,
+        addr: u64,
+        data: Datamatch,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), HypervisorError>;
 }

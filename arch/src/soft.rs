@@ -9,7 +9,7 @@ use crate::aarch64::layout::MAX_CPUS;
 use crate::aarch64::raw::{InterruptLine, RawExit, RawVcpu, Reg, SysReg};
 use crate::aarch64::trap_vcpu::{TrapMachine, TrapVcpu};
 use crate::hypervisor::{
-    Accel, BootState, Hypervisor, HypervisorError, IrqChip, Kick, Kicker, Vcpu, Vm, VmConfig,
+    Accel, BootState, GicChoice, Hypervisor, HypervisorError, IrqChip, Kick, Kicker, Vcpu, Vm, VmConfig,
 };
 use crate::memory::GuestMemory;
 
@@ -33,6 +33,10 @@ impl Hypervisor for SoftHypervisor {
                 asked: config.cpus,
                 max: MAX_CPUS,
             });
+        }
+        if config.gic == GicChoice::Host {
+            let reason = "the software CPU has no interrupt controller in the host; auto and soft would do";
+            return Err(HypervisorError::Gic { accel: Accel::Soft, reason: reason.to_owned() });
         }
         let cpus = Machine::new(self.ipa_bits());
         let limit = 1 << self.ipa_bits();
@@ -66,7 +70,7 @@ impl Vm for SoftVm {
     }
 
     fn irq_chip(&self) -> Arc<dyn IrqChip> {
-        self.trap.gic().clone()
+        self.trap.interrupts().irq_chip()
     }
 
     fn reset(&self) {
@@ -210,7 +214,7 @@ mod tests {
 
     fn config(cpus: u32, base: u64) -> VmConfig {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(base), RAM_SIZE as usize)]).unwrap();
-        VmConfig { cpus, memory, layout: Layout::new(cpus, RAM_SIZE) }
+        VmConfig { cpus, memory, layout: Layout::new(cpus, RAM_SIZE), gic: GicChoice::Auto }
     }
 
     /// A machine whose boot CPU runs `words`.

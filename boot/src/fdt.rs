@@ -4,8 +4,8 @@
 use std::fmt;
 
 use hvrun_arch::aarch64::layout::{
-    GPIO_SPI, Layout, MAX_CPUS, POWER_BUTTON_GPIO, RTC_SPI, TIMER_PPIS, UART_SPI, V2M_SPI, V2M_SPI_COUNT,
-    Window, mpidr,
+    GPIO_SPI, GicVersion, Layout, MAX_CPUS, POWER_BUTTON_GPIO, RTC_SPI, TIMER_PPIS, UART_SPI, V2M_SPI,
+    V2M_SPI_COUNT, Window, mpidr,
 };
 use hvrun_arch::hypervisor::Spi;
 use vm_fdt::FdtWriter;
@@ -119,7 +119,8 @@ pub fn build(config: &FdtConfig<'_>) -> Result<Vec<u8>, FdtError> {
     write_memory(&mut fdt, layout.ram)?;
     write_cpus(&mut fdt, config.cpus)?;
     write_psci(&mut fdt)?;
-    write_timer(&mut fdt)?;
+    write_timer(&mut fdt, config)?;
+    write_pmu(&mut fdt, config)?;
     write_gic(&mut fdt, layout)?;
     write_clock(&mut fdt)?;
     write_uart(&mut fdt, layout.uart)?;
@@ -193,24 +194,49 @@ fn write_psci(fdt: &mut FdtWriter) -> Result<(), FdtError> {
 }
 
 /// bindings/timer/arm,arch_timer.yaml. `always-on`: a vCPU that sleeps does not lose its timer.
-fn write_timer(fdt: &mut FdtWriter) -> Result<(), FdtError> {
+fn write_timer(fdt: &mut FdtWriter, config: &FdtConfig<'_>) -> Result<(), FdtError> {
     let node = fdt.begin_node("timer")?;
     write_compatible(fdt, &["arm,armv8-timer", "arm,armv7-timer"])?;
-    let cells: Vec<u32> = TIMER_PPIS.iter().flat_map(|ppi| [GIC_PPI, *ppi, IRQ_TYPE_LEVEL_HIGH]).collect();
+    let cells: Vec<u32> = TIMER_PPIS.iter().flat_map(|ppi| ppi_cells(config, *ppi)).collect();
     fdt.property_array_u32("interrupts", &cells)?;
     fdt.property_null("always-on")?;
     fdt.end_node(node)?;
     Ok(())
 }
 
-/// bindings/interrupt-controller/arm,gic-v3.yaml, and arm,gic.yaml for the v2m frame in it.
+/// bindings/arm/pmu.yaml
+fn write_pmu(fdt: &mut FdtWriter, config: &FdtConfig<'_>) -> Result<(), FdtError> {
+    let Some(ppi) = config.layout.pmu else { return Ok(()) };
+    let node = fdt.begin_node("pmu")?;
+    fdt.property_string("compatible", "arm,armv8-pmuv3")?;
+    fdt.property_array_u32("interrupts", &ppi_cells(config, ppi))?;
+    fdt.end_node(node)?;
+    Ok(())
+}
+
+/// The specifier of a level-triggered PPI of all CPUs, which a GICv2's third cell lists in bits 15 to 8.
+fn ppi_cells(config: &FdtConfig<'_>, ppi: u32) -> [u32; 3] {
+    let cpus = match config.layout.gic {
+        GicVersion::V3 => 0,
+        GicVersion::V2 => (1 << config.cpus.min(8)) - 1,
+    };
+    [GIC_PPI, ppi, cpus << 8 | IRQ_TYPE_LEVEL_HIGH]
+}
+
+/// bindings/interrupt-controller/arm,gic-v3.yaml or arm,gic.yaml (GICv2), and arm,gic.yaml for the v2m frame in it.
 fn write_gic(fdt: &mut FdtWriter, layout: &Layout) -> Result<(), FdtError> {
     let node = fdt.begin_node(&format!("intc@{:x}", layout.gic_dist.base))?;
-    fdt.property_string("compatible", "arm,gic-v3")?;
+    let (compatible, second) = match layout.gic {
+        GicVersion::V3 => ("arm,gic-v3", layout.gic_redist),
+        GicVersion::V2 => ("arm,cortex-a15-gic", layout.gic_cpu),
+    };
+    fdt.property_string("compatible", compatible)?;
     fdt.property_u32("#interrupt-cells", 3)?;
     fdt.property_null("interrupt-controller")?;
-    fdt.property_u32("#redistributor-regions", 1)?;
-    write_reg(fdt, &[layout.gic_dist, layout.gic_redist])?;
+    if layout.gic == GicVersion::V3 {
+        fdt.property_u32("#redistributor-regions", 1)?;
+    }
+    write_reg(fdt, &[layout.gic_dist, second])?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_null("ranges")?;
@@ -352,6 +378,32 @@ mod tests {
     #[test]
     fn two_draws_of_seeds_differ() {
         assert_ne!(Seeds::random().unwrap(), Seeds::random().unwrap());
+    }
+
+    fn contains(tree: &[u8], text: &[u8]) -> bool {
+        tree.windows(text.len()).any(|window| window == text)
+    }
+
+    #[test]
+    fn a_gicv2_is_described_as_one() {
+        let layout = Layout { gic: GicVersion::V2, ..Layout::new(2, 1 << 30) };
+        let tree = build(&config(&layout, 2, &Seeds::ZERO)).unwrap();
+        assert!(contains(&tree, b"arm,cortex-a15-gic\0") && !contains(&tree, b"arm,gic-v3\0"));
+    }
+
+    #[test]
+    fn a_gicv2_lists_the_cpus_of_a_private_interrupt() {
+        let layout = Layout { gic: GicVersion::V2, ..Layout::new(3, 1 << 30) };
+        assert_eq!(ppi_cells(&config(&layout, 3, &Seeds::ZERO), 11), [GIC_PPI, 11, 0x704]);
+    }
+
+    #[test]
+    fn only_cpus_with_a_pmu_have_a_node_for_it() {
+        let without = Layout::new(1, 1 << 30);
+        let with = Layout { pmu: Some(7), ..without.clone() };
+        let tree = |layout| build(&config(layout, 1, &Seeds::ZERO)).unwrap();
+        assert!(contains(&tree(&with), b"arm,armv8-pmuv3\0"));
+        assert!(!contains(&tree(&without), b"arm,armv8-pmuv3\0"));
     }
 
     #[test]

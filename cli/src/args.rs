@@ -130,6 +130,7 @@ impl Parsed {
             Id::Memory => config.memory = value.parse().map_err(|error| wrong(&error))?,
             Id::Cpus => config.cpus = number(value).map_err(|error| wrong(&error))?,
             Id::Accel => config.accel = parse_accels(value).map_err(|error| wrong(&error))?,
+            Id::Gic => config.gic = value.parse().map_err(|error| wrong(&error))?,
             Id::Serial => config.serial = value.parse().map_err(|error| wrong(&error))?,
             Id::NoReboot => config.lifecycle.no_reboot = true,
             Id::PrintConfig => self.print_config = true,
@@ -182,7 +183,7 @@ fn number(text: &str) -> Result<u32, String> {
 mod tests {
     use super::*;
     use hvrun_vmm::serial::ChardevConfig;
-    use hvrun_vmm::{Accel, MemorySize};
+    use hvrun_vmm::{Accel, GicChoice, MemorySize};
     use std::os::unix::ffi::OsStringExt;
 
     fn parse_words(words: &[&str]) -> Result<Action, UsageError> {
@@ -245,10 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn serial_accel_and_no_reboot_reach_the_configuration() {
-        let config = config(&["--serial", "file:/tmp/x", "--accel", "kvm:soft", "--no-reboot"]);
+    fn serial_accel_gic_and_no_reboot_reach_the_configuration() {
+        let config =
+            config(&["--serial", "file:/tmp/x", "--accel", "kvm:soft", "--gic", "soft", "--no-reboot"]);
         assert_eq!(config.serial, ChardevConfig::File("/tmp/x".into()));
         assert_eq!(config.accel, [Accel::Kvm, Accel::Soft]);
+        assert_eq!(config.gic, GicChoice::Soft);
         assert!(config.lifecycle.no_reboot);
     }
 
@@ -325,6 +328,7 @@ mod tests {
             ("--cpus", "-1"),
             ("--cpus", "99999999999"),
             ("--accel", "warp"),
+            ("--gic", "mine"),
             ("--serial", "tcp:1"),
         ] {
             let message = refusal(&[option, value, "k"]);

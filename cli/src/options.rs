@@ -7,6 +7,7 @@ pub enum Id {
     Memory,
     Cpus,
     Accel,
+    Gic,
     NoReboot,
     Serial,
     PrintConfig,
@@ -40,7 +41,7 @@ const fn spec(
 }
 
 /// All options, in the order of the help text.
-pub const OPTIONS: [Spec; 10] = [
+pub const OPTIONS: [Spec; 11] = [
     spec(Id::Append, "append", None, Some("STR"), &["the kernel command line, at most 2047 bytes"]),
     spec(Id::Memory, "memory", Some('m'), Some("SIZE"), &["memory, with K, M or G: 512M, 4G (default 1G)"]),
     spec(Id::Cpus, "cpus", Some('p'), Some("N"), &["number of CPUs, 1 to 8 (default 1)"]),
@@ -50,6 +51,16 @@ pub const OPTIONS: [Spec; 10] = [
         None,
         Some("NAME"),
         &["hvf, kvm or soft; a list such as hvf:kvm:soft takes the first", "that works (default auto: any)"],
+    ),
+    spec(
+        Id::Gic,
+        "gic",
+        None,
+        Some("WHOSE"),
+        &[
+            "interrupt controller: the host's (host), ours (soft) or the",
+            "host's where it has one (default auto)",
+        ],
     ),
     spec(
         Id::NoReboot,

@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 
-use hvrun_arch::Accel;
 use hvrun_arch::aarch64::layout::{MAX_CPUS, RAM_BASE};
 use hvrun_arch::hypervisor::UnknownAccel;
+use hvrun_arch::{Accel, GicChoice};
 use hvrun_devices::backend::chardev::ChardevConfig;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,9 @@ pub struct MachineConfig {
     /// The accelerators to try; the first that works is taken.
     #[serde(default = "default_accel")]
     pub accel: Vec<Accel>,
+    /// Whose interrupt controller the machine gets.
+    #[serde(default)]
+    pub gic: GicChoice,
     /// What the guest's serial port (`ttyAMA0`) is connected to.
     #[serde(default)]
     pub serial: ChardevConfig,
@@ -171,6 +174,7 @@ impl MachineConfig {
             initrd: None,
             cmdline: String::new(),
             accel: default_accel(),
+            gic: GicChoice::Auto,
             serial: ChardevConfig::default(),
             lifecycle: LifecycleConfig::default(),
         }

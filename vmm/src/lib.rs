@@ -31,7 +31,7 @@ mod sys;
 mod vcpu;
 
 pub use config::{ConfigError, LifecycleConfig, MachineConfig, parse_accels};
-pub use hvrun_arch::{Accel, Hypervisor, HypervisorError};
+pub use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 pub use hvrun_boot::BootError;
 pub use hvrun_devices::backend::chardev as serial;
 pub use machine::{BuildError, Machine, MachineBuilder};

@@ -85,20 +85,22 @@ impl MachineBuilder {
     fn build_inner(self) -> Result<Machine, BuildError> {
         let MachineBuilder { config, serial, stdio, hypervisor } = self;
         config.validate()?;
-        let layout = Layout::new(config.cpus, config.memory.bytes());
         let boot_config = boot_config(&config)?;
-        boot_config.plan(&layout)?;
+        // RAM is where it is with every accelerator.
+        boot_config.plan(&Layout::new(config.cpus, config.memory.bytes()))?;
         let hypervisor = match hypervisor {
             Some(hypervisor) => hypervisor,
             None => hvrun_arch::open(&config.accel)?,
         };
         let accel = hypervisor.accel();
         AddressSpace::Accel { accel, bits: hypervisor.ipa_bits() }.check(config.memory)?;
+        let layout = hypervisor.layout(config.cpus, config.memory.bytes(), config.gic)?;
         let memory = ram::map(layout.ram)?;
         let vm = hypervisor.create_vm(VmConfig {
             cpus: config.cpus,
             memory: memory.clone(),
             layout: layout.clone(),
+            gic: config.gic,
         })?;
         let boot = boot_state(hvrun_boot::load(&memory, &layout, &boot_config)?);
         let serial = match serial {

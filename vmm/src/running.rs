@@ -16,7 +16,7 @@ use crate::ram::RamError;
 use crate::{signals, vcpu};
 
 /// How long the last serial output may take to leave after [`MachineControl::stop`]; then what is stuck is given up.
-const STOP_GRACE: Duration = Duration::from_secs(1);
+const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often a wait for the last serial output looks whether somebody asked to stop.
 const FLUSH_STEP: Duration = Duration::from_millis(100);
 
@@ -51,7 +51,7 @@ pub enum RunError {
         source: HypervisorError,
     },
     /// The guest did something that cannot be continued.
-    #[error("the guest cannot go on: {reason} (CPU {cpu})\n{registers}", registers = registers.trim_end())]
+    #[error("the guest cannot go on: {reason}\n{registers}", registers = registers.trim_end())]
     Fault {
         /// On which CPU.
         cpu: u32,
@@ -115,7 +115,7 @@ impl RunningMachine {
 
     /// Waits until the machine has ended, its threads are gone and its serial output has left the process.
     ///
-    /// A consumer of the serial port that is stuck is waited for if the guest ended by itself, and for a second after
+    /// A consumer of the serial port that is stuck is waited for if the guest ended by itself, and for half a second after
     /// [`MachineControl::stop`] or an error.
     pub fn wait(mut self) -> Result<Outcome, RunError> {
         self.inner.lifecycle.wait_for_end();
@@ -132,20 +132,14 @@ impl RunningMachine {
         }
     }
 
+    /// Lets the last output leave. What is lost is reported by the serial port's back-end, when it is dropped.
     fn flush(&self, patiently: bool) {
         let uart = &self.inner.devices.uart;
         if !patiently {
-            if !uart.flush(Some(STOP_GRACE)) {
-                log::warn!("the last output of the serial port is lost, its consumer is stuck");
-            }
+            uart.flush(Some(STOP_GRACE));
             return;
         }
-        while !uart.flush(Some(FLUSH_STEP)) {
-            if self.inner.lifecycle.stop_asked_before(STOP_GRACE) {
-                log::warn!("the last output of the serial port is lost, its consumer is stuck");
-                return;
-            }
-        }
+        while !uart.flush(Some(FLUSH_STEP)) && !self.inner.lifecycle.stop_asked_before(STOP_GRACE) {}
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0x0000_0000  flash 0, flash 1 (64 MiB each)
-//! 0x0800_0000  GIC distributor     0x0802_0000  GICv2m frame     0x080A_0000  GIC redistributors
+//! 0x0800_0000  GIC distributor     0x0801_0000  GICv2 CPU interface
+//!                                  0x0802_0000  GICv2m frame     0x080A_0000  GIC redistributors
 //! 0x0900_0000  PL011               0x0901_0000  PL031            0x0902_0000  fw_cfg      0x0903_0000  PL061
 //! 0x0A00_0000  virtio-mmio (32 x 0x200)
 //! 0x1000_0000  PCIe 32-bit MMIO    0x3EFF_0000  PCIe PIO         0x3F00_0000  PCIe ECAM
@@ -38,6 +39,19 @@ pub const POWER_BUTTON_GPIO: u32 = 3;
 /// PPI numbers (INTID - 16) of the timers: secure physical, non-secure physical, virtual, hypervisor physical.
 pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 
+/// PPI number of the PMU, as in QEMU's `virt`.
+pub const PMU_PPI: u32 = 7;
+
+/// The architecture of a machine's interrupt controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GicVersion {
+    /// Distributor and redistributors; the CPU interface is system registers.
+    #[default]
+    V3,
+    /// Distributor and a CPU interface in memory: hosts that can give their guests no other.
+    V2,
+}
+
 /// A range of guest physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -69,16 +83,22 @@ impl Window {
     }
 }
 
-/// One machine's address map. A value, not constants: a hypervisor's own interrupt controller may dictate sizes.
+/// One machine's address map, with what else depends on the host. A value, not constants: a hypervisor's own interrupt controller may dictate sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The two flash banks.
     pub flash: [Window; 2],
+    /// What kind of GIC there is.
+    pub gic: GicVersion,
     /// GIC distributor.
     pub gic_dist: Window,
+    /// CPU interface of a GICv2.
+    pub gic_cpu: Window,
+    /// PPI number of the CPUs' performance monitors, if they have any.
+    pub pmu: Option<u32>,
     /// GICv2m MSI frame.
     pub gic_v2m: Window,
-    /// GIC redistributors, one [`GIC_REDIST_SIZE`] a vCPU.
+    /// Redistributors of a GICv3, one [`GIC_REDIST_SIZE`] a vCPU.
     pub gic_redist: Window,
     /// PL011.
     pub uart: Window,
@@ -108,7 +128,10 @@ impl Layout {
     pub const fn new(cpus: u32, ram: u64) -> Self {
         Layout {
             flash: [Window::new(0, 0x0400_0000), Window::new(0x0400_0000, 0x0400_0000)],
+            gic: GicVersion::V3,
             gic_dist: Window::new(0x0800_0000, 0x1_0000),
+            gic_cpu: Window::new(0x0801_0000, 0x1_0000),
+            pmu: None,
             gic_v2m: Window::new(0x0802_0000, 0x1000),
             gic_redist: Window::new(0x080A_0000, GIC_REDIST_SIZE * cpus as u64),
             uart: Window::new(0x0900_0000, 0x1000),
@@ -124,11 +147,12 @@ impl Layout {
     }
 
     /// Every window with its name, in no particular order.
-    pub fn windows(&self) -> [(&'static str, Window); 14] {
+    pub fn windows(&self) -> [(&'static str, Window); 15] {
         [
             ("flash 0", self.flash[0]),
             ("flash 1", self.flash[1]),
             ("GIC distributor", self.gic_dist),
+            ("GIC CPU interface", self.gic_cpu),
             ("GICv2m frame", self.gic_v2m),
             ("GIC redistributors", self.gic_redist),
             ("PL011", self.uart),

@@ -104,6 +104,11 @@ pub trait RawVcpu {
     fn remembers_kicks(&self) -> bool {
         false
     }
+    /// Drives the input of PPI `intid` of an interrupt controller in the host. Nothing where there is none.
+    fn set_host_ppi(&mut self, intid: u32, level: bool) -> Result<(), HypervisorError> {
+        let _ = (intid, level);
+        Ok(())
+    }
     /// Puts every register back to the state after creation.
     fn reset(&mut self) -> Result<(), HypervisorError>;
 }

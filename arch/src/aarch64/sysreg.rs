@@ -68,6 +68,9 @@ pub mod names {
     pub const LORC_EL1: SysReg = SysReg::new(3, 0, 10, 4, 3);
 }
 
+/// MPIDR_EL1 bit 31 is RES1.
+pub const MPIDR_RES1: u64 = 1 << 31;
+
 /// Which register of the emulated physical timer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimerReg {

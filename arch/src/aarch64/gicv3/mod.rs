@@ -16,7 +16,7 @@ mod distributor;
 mod redistributor;
 pub mod registers;
 pub mod state;
-mod v2m;
+pub(crate) mod v2m;
 
 #[cfg(test)]
 mod tests;
@@ -139,7 +139,7 @@ impl Gic {
             self.with(Some(cpu), |model| match frame {
                 Frame::Distributor => model.distributor_read(offset, size),
                 Frame::Redistributors => model.redistributor_read(offset, size),
-                Frame::V2m => model.v2m_read(offset, size),
+                Frame::V2m => v2m::read(offset, size),
             })
         } else {
             None

@@ -148,10 +148,10 @@ impl<R: RawVcpu> TrapVcpu<R> {
     /// Serves a transfer that needs no device of the caller's: the GIC and RAM. False: it does.
     fn transfer_here(&mut self, ipa: u64, chunk: Chunk) -> bool {
         let buffer = &mut self.buffer[..usize::from(chunk.size)];
-        let gic = self.machine.gic();
+        let interrupts = self.machine.interrupts();
         match chunk.write {
-            Some(_) if gic.mmio_write(self.id, ipa, buffer) => true,
-            None if gic.mmio_read(self.id, ipa, buffer) => true,
+            Some(_) if interrupts.mmio_write(self.id, ipa, buffer) => true,
+            None if interrupts.mmio_read(self.id, ipa, buffer) => true,
             Some(_) => self.machine.memory().write_slice(buffer, GuestAddress(ipa)).is_ok(),
             None => self.machine.memory().read_slice(buffer, GuestAddress(ipa)).is_ok(),
         }

@@ -191,7 +191,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
             }
             Some(Outcome::CpuOff { last }) => {
                 self.online = false;
-                self.stop_timers();
+                self.stop_timers()?;
                 if last {
                     log::warn!("the guest has switched its last CPU off; that ends the machine");
                     return Ok(Some(Stop::SystemOff));
@@ -248,7 +248,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
             Rule::PhysicalTimer(TimerReg::Ctl) => Some(self.timers.physical.ctl(now)),
             Rule::PhysicalTimer(TimerReg::Cval) => Some(self.timers.physical.cval()),
             Rule::PhysicalTimer(TimerReg::Tval) => Some(self.timers.physical.tval(now)),
-            Rule::Gic => self.machine.gic().icc_read(self.id, access.reg),
+            Rule::Gic => self.machine.interrupts().icc_read(self.id, access.reg),
             Rule::Undefined => None,
         })
     }
@@ -267,9 +267,9 @@ impl<R: RawVcpu> TrapVcpu<R> {
                     TimerReg::Cval => self.timers.physical.set_cval(value),
                     TimerReg::Tval => self.timers.physical.set_tval(value, now),
                 }
-                self.update_physical_timer();
+                self.update_physical_timer()?;
             }
-            Rule::Gic => return Ok(self.machine.gic().icc_write(self.id, access.reg, value)),
+            Rule::Gic => return Ok(self.machine.interrupts().icc_write(self.id, access.reg, value)),
             Rule::VirtualCounter | Rule::Undefined => return Ok(false),
         }
         Ok(true)

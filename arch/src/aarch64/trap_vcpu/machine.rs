@@ -8,6 +8,7 @@ use std::time::Instant;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::alarm::Alarm;
+use super::interrupts::{HostGic, Interrupts};
 use super::park::{Park, Wake};
 use crate::aarch64::gicv3::Gic;
 use crate::aarch64::psci::Psci;
@@ -20,7 +21,7 @@ const WARNINGS: u32 = 16;
 /// The part of a trap-level machine that all its vCPUs share.
 #[derive(Debug)]
 pub struct TrapMachine {
-    gic: Arc<Gic>,
+    interrupts: Interrupts,
     psci: Mutex<Psci>,
     parks: Vec<Arc<Park>>,
     alarm: Alarm,
@@ -31,17 +32,27 @@ pub struct TrapMachine {
 }
 
 impl TrapMachine {
-    /// A machine in the reset state: CPU 0 on, the others off.
+    /// A machine with our GICv3, in the reset state: CPU 0 on, the others off.
     pub fn new(config: &VmConfig) -> Arc<Self> {
+        let gic = Arc::new(Gic::new(config.cpus, &config.layout));
+        let machine = Self::with_interrupts(config, Interrupts::Model(gic.clone()));
+        for (cpu, park) in (0u32..).zip(&machine.parks) {
+            gic.attach_cpu(cpu, Kicker::new(Arc::new(Wake(park.clone()))));
+        }
+        machine
+    }
+
+    /// As [`TrapMachine::new`], with an interrupt controller in the host.
+    pub fn with_host_gic(config: &VmConfig, gic: Arc<dyn HostGic>) -> Arc<Self> {
+        Self::with_interrupts(config, Interrupts::Host(gic))
+    }
+
+    fn with_interrupts(config: &VmConfig, interrupts: Interrupts) -> Arc<Self> {
         let alarm = Alarm::new(config.cpus);
         let parks: Vec<_> =
             (0..config.cpus).map(|cpu| Arc::new(Park::new(cpu, alarm.clock().clone()))).collect();
-        let gic = Arc::new(Gic::new(config.cpus, &config.layout));
-        for (cpu, park) in (0u32..).zip(&parks) {
-            gic.attach_cpu(cpu, Kicker::new(Arc::new(Wake(park.clone()))));
-        }
         Arc::new(TrapMachine {
-            gic,
+            interrupts,
             psci: Mutex::new(Psci::new(config.cpus)),
             parks,
             alarm,
@@ -52,8 +63,17 @@ impl TrapMachine {
     }
 
     /// The interrupt controller.
-    pub fn gic(&self) -> &Arc<Gic> {
-        &self.gic
+    pub fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    /// The interrupt controller of a machine that has ours.
+    #[cfg(test)]
+    pub(crate) fn gic(&self) -> &Arc<Gic> {
+        match &self.interrupts {
+            Interrupts::Model(gic) => gic,
+            Interrupts::Host(gic) => panic!("the machine has {gic:?}"),
+        }
     }
 
     /// The guest's RAM.
@@ -69,7 +89,7 @@ impl TrapMachine {
     /// Back to the reset state. Only while no vCPU is inside `run`; each vCPU is reset by itself.
     pub fn reset(&self) {
         self.alarm.clear();
-        self.gic.reset();
+        self.interrupts.reset();
         self.psci().reset();
     }
 

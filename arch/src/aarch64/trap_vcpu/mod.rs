@@ -2,14 +2,16 @@
 //! The same code for Hypervisor.framework and for the software CPU; it knows neither, only [`RawVcpu`].
 //!
 //! This file is the run loop. What each trap means is in `exits`, device accesses in `access`, timers and waiting in
-//! `wait`, meeting other threads in `park` and `alarm`, what CPUs share in `machine`.
+//! `wait`, the interrupt controller in `interrupts`, meeting other threads in `park` and `alarm`, what CPUs share in
+//! `machine`.
 
 mod access;
 mod alarm;
 mod exits;
+mod interrupts;
 mod machine;
 mod park;
-mod report;
+pub(crate) mod report;
 #[cfg(test)]
 pub(crate) mod scripted;
 #[cfg(test)]
@@ -19,6 +21,7 @@ mod wait;
 use std::fmt;
 use std::sync::Arc;
 
+pub use interrupts::{HostGic, Interrupts};
 pub use machine::TrapMachine;
 
 use self::access::AccessInFlight;
@@ -29,11 +32,9 @@ use super::gicv3::PendingLines;
 use super::inject::pstate;
 use super::layout;
 use super::raw::{InterruptLine, RawExit, RawVcpu, Reg};
-use super::sysreg::{Shadow, names};
+use super::sysreg::{MPIDR_RES1, Shadow, names};
 use crate::hypervisor::{BootState, HypervisorError, Kicker, Vcpu, VcpuExit};
 
-/// MPIDR_EL1 bit 31 is RES1.
-const MPIDR_RES1: u64 = 1 << 31;
 /// How many exits for an unknown reason in a row are retried before the caller may look around.
 const UNKNOWN_EXITS: u32 = 16;
 
@@ -123,8 +124,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
         self.shadow = Shadow::default();
         self.access = None;
         self.watch = AbortWatch::default();
-        self.stop_timers();
-        Ok(())
+        self.stop_timers()
     }
 
     fn run_until_stop(&mut self) -> Result<Stop, HypervisorError> {
@@ -167,14 +167,14 @@ impl<R: RawVcpu> TrapVcpu<R> {
             }
             self.park.sleep(None);
         }
-        self.update_physical_timer();
+        self.update_physical_timer()?;
         self.drive_lines()?;
         Ok(None)
     }
 
     /// Makes the interrupt inputs of `raw` what the GIC says: they last for one run only.
     fn drive_lines(&mut self) -> Result<(), HypervisorError> {
-        let pending = self.machine.gic().pending(self.id);
+        let pending = self.machine.interrupts().pending(self.id);
         if pending.irq != self.lines.irq {
             self.raw.set_pending(InterruptLine::Irq, pending.irq)?;
         }
@@ -199,7 +199,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
         match exit {
             RawExit::Canceled | RawExit::Unknown => Ok(None),
             RawExit::VtimerActivated => {
-                self.virtual_timer_fired();
+                self.virtual_timer_fired()?;
                 Ok(None)
             }
             RawExit::Exception { syndrome, far, ipa } => self.handle_trap(syndrome, far, ipa),

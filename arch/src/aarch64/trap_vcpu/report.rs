@@ -19,8 +19,18 @@ const SYSTEM: [(&str, SysReg); 11] = [
     ("TTBR1_EL1", names::TTBR1_EL1),
 ];
 
-/// The registers of CPU `id`, three or four a line.
+/// The registers of CPU `id`.
 pub(super) fn registers<R: RawVcpu>(id: u32, online: bool, raw: &R) -> String {
+    format(id, online, |reg| raw.reg(reg).ok(), |reg| raw.sys_reg(reg).ok())
+}
+
+/// The registers of CPU `id`, four a line; what cannot be read is a question mark.
+pub(crate) fn format(
+    id: u32,
+    online: bool,
+    general: impl Fn(Reg) -> Option<u64>,
+    system: impl Fn(SysReg) -> Option<u64>,
+) -> String {
     let mut text = format!("CPU {id} ({})\n", if online { "on" } else { "off" });
     let mut column = 0;
     let mut put = |name: &str, value: Option<u64>| {
@@ -32,13 +42,13 @@ pub(super) fn registers<R: RawVcpu>(id: u32, online: bool, raw: &R) -> String {
         column += 1;
         text.push(if column % 4 == 0 { '\n' } else { ' ' });
     };
-    put("PC", raw.reg(Reg::Pc).ok());
-    put("CPSR", raw.reg(Reg::Cpsr).ok());
+    put("PC", general(Reg::Pc));
+    put("CPSR", general(Reg::Cpsr));
     for n in 0..31 {
-        put(&format!("X{n}"), raw.reg(Reg::X(n)).ok());
+        put(&format!("X{n}"), general(Reg::X(n)));
     }
     for (name, reg) in SYSTEM {
-        put(name, raw.sys_reg(reg).ok());
+        put(name, system(reg));
     }
     text.truncate(text.trim_end().len());
     text

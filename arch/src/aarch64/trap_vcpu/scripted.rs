@@ -66,6 +66,8 @@ pub struct Scripted {
     pub before_run: Option<Box<dyn FnMut() + Send>>,
     /// Every run so far.
     pub runs: Vec<Run>,
+    /// What was done to the PPIs of a GIC in the host.
+    pub host_ppis: Vec<(u32, bool)>,
     /// How often it was reset.
     pub resets: u32,
 }
@@ -103,6 +105,7 @@ impl Scripted {
             kicks: Arc::new(Kicks { sticky, ..Kicks::default() }),
             before_run: None,
             runs: Vec::new(),
+            host_ppis: Vec::new(),
             resets: 0,
         }
     }
@@ -238,6 +241,11 @@ impl RawVcpu for Scripted {
 
     fn remembers_kicks(&self) -> bool {
         self.kicks.sticky
+    }
+
+    fn set_host_ppi(&mut self, intid: u32, level: bool) -> Result<(), HypervisorError> {
+        self.host_ppis.push((intid, level));
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<(), HypervisorError> {

@@ -1,14 +1,17 @@
 //! A vCPU's timers and its sleep in WFI. The timers' arithmetic is in `timer`; here they meet the GIC and the clock.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::TrapVcpu;
+use super::{Interrupts, TrapVcpu};
 use crate::aarch64::raw::RawVcpu;
 use crate::aarch64::sysreg::names;
 use crate::aarch64::timer::{
     self, PHYSICAL_TIMER_INTID, PhysicalTimer, VIRTUAL_TIMER_INTID, asserts, ticks_to_sleep,
 };
 use crate::hypervisor::HypervisorError;
+
+/// How long CPU_SUSPEND sleeps where the interrupts are the host's.
+const BLIND_SLEEP: Duration = Duration::from_millis(1);
 
 /// The timers of one vCPU.
 #[derive(Debug, Default)]
@@ -25,38 +28,37 @@ pub(super) struct Timers {
 
 impl<R: RawVcpu> TrapVcpu<R> {
     /// Both timers off and their PPIs released.
-    pub(super) fn stop_timers(&mut self) {
+    pub(super) fn stop_timers(&mut self) -> Result<(), HypervisorError> {
         self.timers = Timers::default();
-        for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID] {
-            self.machine.gic().set_ppi(self.id, intid, false);
-        }
+        self.set_ppi(VIRTUAL_TIMER_INTID, false)?;
+        self.set_ppi(PHYSICAL_TIMER_INTID, false)
     }
 
     /// The virtual timer's condition became true; the host has masked it.
-    pub(super) fn virtual_timer_fired(&mut self) {
+    pub(super) fn virtual_timer_fired(&mut self) -> Result<(), HypervisorError> {
         self.timers.fired = true;
-        self.machine.gic().set_ppi(self.id, VIRTUAL_TIMER_INTID, true);
+        self.set_ppi(VIRTUAL_TIMER_INTID, true)
     }
 
     /// Once the guest has taken the condition of a fired virtual timer away: releases the PPI and unmasks the timer.
     pub(super) fn update_virtual_timer(&mut self) -> Result<(), HypervisorError> {
         if self.timers.fired && !asserts(self.raw.sys_reg(names::CNTV_CTL_EL0)?) {
             self.timers.fired = false;
-            self.machine.gic().set_ppi(self.id, VIRTUAL_TIMER_INTID, false);
+            self.set_ppi(VIRTUAL_TIMER_INTID, false)?;
             self.raw.set_vtimer_mask(false)?;
         }
         Ok(())
     }
 
     /// Makes the physical timer's PPI what its condition says, and sets the alarm for when that changes.
-    pub(super) fn update_physical_timer(&mut self) {
+    pub(super) fn update_physical_timer(&mut self) -> Result<(), HypervisorError> {
         let now = self.raw.counter();
-        let timers = &mut self.timers;
-        let level = timers.physical.level(now);
-        if level != timers.physical_level {
-            timers.physical_level = level;
-            self.machine.gic().set_ppi(self.id, PHYSICAL_TIMER_INTID, level);
+        let level = self.timers.physical.level(now);
+        if level != self.timers.physical_level {
+            self.timers.physical_level = level;
+            self.set_ppi(PHYSICAL_TIMER_INTID, level)?;
         }
+        let timers = &mut self.timers;
         match timers.physical.ticks_until(now) {
             None | Some(0) => timers.alarm = None,
             Some(ticks) => {
@@ -69,6 +71,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
                 }
             }
         }
+        Ok(())
     }
 
     /// CNTVCT now.
@@ -79,10 +82,18 @@ impl<R: RawVcpu> TrapVcpu<R> {
     /// WFI: sleeps until an interrupt is pending (masked by PSTATE or not), a timer is due, `until` (a value of CNTVCT)
     /// has passed, or somebody wants this vCPU to leave `run`.
     pub(super) fn wait_for_interrupt(&mut self, until: Option<u64>) -> Result<(), HypervisorError> {
+        if let Interrupts::Host(_) = self.machine.interrupts() {
+            // What is pending there cannot be seen, and its WFI does not come here. A guest must live with waking for nothing.
+            self.park.look();
+            if !self.park.exit_requested() {
+                self.park.sleep(Some(Instant::now() + BLIND_SLEEP));
+            }
+            return Ok(());
+        }
         loop {
             self.park.look();
-            self.update_physical_timer();
-            if self.park.exit_requested() || self.machine.gic().pending(self.id).any() {
+            self.update_physical_timer()?;
+            if self.park.exit_requested() || self.machine.interrupts().pending(self.id).any() {
                 return Ok(());
             }
             let virtual_due = self.virtual_timer_ticks()?;
@@ -92,7 +103,7 @@ impl<R: RawVcpu> TrapVcpu<R> {
                     return Ok(());
                 }
                 self.raw.set_vtimer_mask(true)?;
-                self.virtual_timer_fired();
+                self.virtual_timer_fired()?;
                 continue;
             }
             let timeout = match until {

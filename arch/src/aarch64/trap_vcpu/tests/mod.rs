@@ -1,6 +1,7 @@
 //! Tests of `TrapVcpu` over a scripted vCPU: one rule each.
 
 mod device_accesses;
+mod host_gic;
 mod hypercalls;
 mod interrupts;
 mod kicks;
@@ -24,7 +25,7 @@ use crate::aarch64::layout::{Layout, RAM_BASE};
 use crate::aarch64::psci::PowerState;
 use crate::aarch64::raw::SysReg;
 use crate::aarch64::timer::{CTL_ENABLE, CTL_IMASK, VIRTUAL_TIMER_INTID};
-use crate::hypervisor::{Spi, VmConfig};
+use crate::hypervisor::{GicChoice, Spi, VmConfig};
 use crate::memory::GuestMemory;
 
 const RAM_SIZE: u64 = 1 << 20;
@@ -35,7 +36,7 @@ const DEVICE: u64 = 0x0900_0000;
 
 fn machine(cpus: u32) -> Arc<TrapMachine> {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(RAM_BASE), RAM_SIZE as usize)]).unwrap();
-    TrapMachine::new(&VmConfig { cpus, memory, layout: Layout::new(cpus, RAM_SIZE) })
+    TrapMachine::new(&VmConfig { cpus, memory, layout: Layout::new(cpus, RAM_SIZE), gic: GicChoice::Auto })
 }
 
 fn vcpu_of(machine: &Arc<TrapMachine>, id: u32, raw: Scripted) -> TrapVcpu<Scripted> {
