@@ -1,10 +1,14 @@
 //! `cargo xtask`: the one door to every chore of the project. Each chore has a file of its own.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a program for people at a terminal")]
 
+mod apt;
 mod bench;
+mod cross;
 mod demo;
 mod guest;
 mod initrd;
+mod lab;
+mod mac;
 mod test;
 mod workspace;
 
@@ -21,11 +25,20 @@ Usage: cargo xtask COMMAND
                  with STEPs, only these (`test --list` names them)
   bench boot [--rounds N] [--memory SIZE]
                  boots to poweroff, hvrun and qemu-system-aarch64 in turn: time, memory, CPU
+  lab [--list] [--release] [CHECK..]
+                 boots hvrun's arm64 build, with KVM, inside an emulated machine: every check
+                 or only these
+  cross [--from-source]
+                 gets Rust's standard library for arm64 Linux and macOS and checks that it works
+  mac [--release] [check] [link]
+                 type-checks everything for macOS, links hvrun for it and looks whether the
+                 oldest supported macOS has what it imports; signs it if rcodesign is there
   guest          fetches the guest of the above into target/guest (they do it themselves)
   help           this text
 
 Environment:
   HVRUN_BIN                a hvrun to use instead of building one (demo, bench)
+  HVRUN_ZIG                a zig to link with for macOS instead of the one from PyPI
   HVRUN_GUEST_KERNEL       an arm64 kernel to use instead of Debian's
   HVRUN_GUEST_BUSYBOX      a static arm64 busybox to use instead of Debian's
 ";
@@ -37,6 +50,9 @@ fn main() -> ExitCode {
         Some("demo") => demo::command(rest),
         Some("test") => test::command(rest),
         Some("bench") => bench::command(rest).map(|()| ExitCode::SUCCESS),
+        Some("lab") => lab::command(rest).map(|()| ExitCode::SUCCESS),
+        Some("cross") => cross::command(rest).map(|()| ExitCode::SUCCESS),
+        Some("mac") => mac::command(rest),
         Some("guest") => guest::command().map(|()| ExitCode::SUCCESS),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");

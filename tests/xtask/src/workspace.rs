@@ -7,6 +7,9 @@ use std::process::Command;
 /// A hvrun to use instead of building one.
 pub const BINARY_VAR: &str = "HVRUN_BIN";
 
+/// A static arm64 hvrun for the lab to use instead of building one.
+pub const LAB_BINARY_VAR: &str = "HVRUN_LAB_BIN";
+
 /// The top of the checkout.
 pub fn root() -> PathBuf {
     let here = std::env::var_os("CARGO_MANIFEST_DIR")
