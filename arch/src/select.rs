@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn a_list_without_a_working_backend_names_each_reason() {
-        let error = open(&[Accel::Hvf, Accel::Kvm]).err().unwrap().to_string();
+        let reasons = vec![(Accel::Hvf, "no".to_owned()), (Accel::Kvm, "no".to_owned())];
+        let error = none_available(reasons).to_string();
         assert!(error.contains("hvf is not available") && error.contains("kvm is not available"), "{error}");
     }
 

@@ -13,6 +13,9 @@ const OFFSET: u64 = PAGE_SIZE - 1;
 impl Cpu {
     /// Translates `va` and checks the permission.
     pub(crate) fn translate(&self, va: u64, access: Access, who: Privilege) -> Result<Translation, Fault> {
+        if who == Privilege::El0 && mmu::closed_to_el0(&self.sys, va) {
+            return Err(Fault::Stage1(fsc::TRANSLATION));
+        }
         let translation = mmu::walk(&self.sys, &self.regions, va, self.machine.ipa_bits())?;
         translation.check(access, who)?;
         Ok(translation)

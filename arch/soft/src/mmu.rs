@@ -82,6 +82,12 @@ fn bits(value: u64, high: u32, low: u32) -> u64 {
     value >> low & ((1 << (high - low + 1)) - 1)
 }
 
+/// Whether EL0 is kept out of the half that `va` lies in (TCR_EL1.E0PD0 and E0PD1, Arm ARM D8.4.7).
+pub(crate) fn closed_to_el0(regs: &SysRegs, va: u64) -> bool {
+    let bit = if va >> 55 & 1 != 0 { 56 } else { 55 };
+    regs.sctlr & sctlr::M != 0 && bits(regs.tcr, bit, bit) != 0
+}
+
 /// The parameters of one half of the address space.
 struct Half {
     granule_bits: u32,

@@ -20,6 +20,7 @@ pub(crate) mod id {
         ID_AA64PFR0_EL1 = 3,0,0,4,0; ID_AA64DFR0_EL1 = 3,0,0,5,0;
         ID_AA64ISAR0_EL1 = 3,0,0,6,0;
         ID_AA64MMFR0_EL1 = 3,0,0,7,0; ID_AA64MMFR1_EL1 = 3,0,0,7,1;
+        ID_AA64MMFR2_EL1 = 3,0,0,7,2;
         SCTLR_EL1 = 3,0,1,0,0; CPACR_EL1 = 3,0,1,0,2;
         TTBR0_EL1 = 3,0,2,0,0; TTBR1_EL1 = 3,0,2,0,1; TCR_EL1 = 3,0,2,0,2;
         SPSR_EL1 = 3,0,4,0,0; ELR_EL1 = 3,0,4,0,1; SP_EL0 = 3,0,4,1,0; SP_EL1 = 3,4,4,1,0;
@@ -147,6 +148,9 @@ pub(crate) fn identification(reg: u16, ipa_bits: u32) -> Option<u64> {
         }
         // PAN.
         id::ID_AA64MMFR1_EL1 => 1 << 20,
+        // E0PD: with it a kernel at a random address need not separate its page tables from user space's (KPTI), which
+        // would empty the TLB at each entry to the kernel.
+        id::ID_AA64MMFR2_EL1 => 1 << 60,
         _ => 0,
     })
 }

@@ -84,6 +84,12 @@ pub const fn private_groups(mpidr: u64) -> u64 {
     redistributor(mpidr, SGI_BASE + IGROUPR)
 }
 
+/// Makes every SPI level-triggered: the reset state of this machine's GIC, whereas KVM's is edge.
+pub fn triggers() -> impl Iterator<Item = Write> {
+    let words = 2..u64::from(IRQS / 16);
+    words.map(|word| Write { group: Group::Distributor, attr: distributor(ICFGR + 4 * word), value: 0 })
+}
+
 /// What resets the distributor, but for the groups. Forwarding is off before anything else changes.
 pub fn distributor_reset() -> Vec<Write> {
     let write =
@@ -95,10 +101,9 @@ pub fn distributor_reset() -> Vec<Write> {
         // To user space these are the pending latches themselves, not a set of bits to set.
         writes.push(write(ISPENDR + 4 * word, 0));
         writes.push(write(ICACTIVER + 4 * word, u32::MAX.into()));
-        writes.push(write(ICFGR + 8 * word, 0));
-        writes.push(write(ICFGR + 8 * word + 4, 0));
         writes.extend((0..8).map(|quarter| write(IPRIORITYR + 32 * word + 4 * quarter, 0)));
     }
+    writes.extend(triggers());
     for intid in 32..u64::from(IRQS) {
         writes.push(write(IROUTER + 8 * intid, 0));
         writes.push(write(IROUTER + 8 * intid + 4, 0));
@@ -186,6 +191,12 @@ mod tests {
         assert_eq!(routes.clone().count(), 2 * (IRQS as usize - 32));
         assert!(routes.clone().all(|write| write.value == 0));
         assert!(routes.clone().any(|write| write.attr == last + 4));
+    }
+
+    #[test]
+    fn the_triggers_of_private_interrupts_are_left_alone() {
+        let attrs: Vec<u64> = triggers().map(|write| write.attr).collect();
+        assert_eq!((attrs[0], attrs.len()), (ICFGR + 8, IRQS as usize / 16 - 2));
     }
 
     #[test]

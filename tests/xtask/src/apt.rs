@@ -100,15 +100,6 @@ impl Apt {
         Ok(text.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
     }
 
-    /// The packages that `packages` need to run, themselves included, without those that only suggest or recommend themselves.
-    pub fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
-        let mut args = vec!["-qq", "--simulate", "--no-install-recommends", "install"];
-        args.extend(packages);
-        let text = self.run("apt-get", &args)?;
-        let names = text.lines().filter_map(|line| line.strip_prefix("Inst ")?.split([' ', ':']).next());
-        Ok(names.map(str::to_owned).collect())
-    }
-
     /// Downloads `package`, a name or `name=version`, and returns the file.
     pub fn download(&self, package: &str) -> Result<PathBuf> {
         eprintln!("downloading {package} for {}", self.architecture);

@@ -203,6 +203,22 @@ fn fault_address_keeps_its_tag() {
 }
 
 #[test]
+fn half_closed_to_el0_is_a_translation_fault_of_level_0() {
+    let mut bench = mapped(desc::AF | desc::EL0);
+    bench.set(reg::TCR_EL1, bench.get(reg::TCR_EL1) | 1 << 55);
+    bench.cpu.set_x(1, VA);
+    // ldtr x2, [x1]: an access with EL0's rights
+    assert_eq!(bench.taken(&[0xf840_0822]).esr, data_abort(TRANSLATION));
+}
+
+#[test]
+fn half_closed_to_el0_is_open_to_el1() {
+    let mut bench = mapped(desc::AF);
+    bench.set(reg::TCR_EL1, bench.get(reg::TCR_EL1) | 1 << 55);
+    assert!(load(&mut bench, VA).is_ok());
+}
+
+#[test]
 fn walks_of_the_lower_half_can_be_disabled() {
     let mut bench = mapped(desc::AF);
     bench.set(reg::TCR_EL1, bench.get(reg::TCR_EL1) | 1 << 7);

@@ -11,7 +11,7 @@ use crate::common::{CODE, DATA, EL1H, Memory, Outcome, RAM, RAM_SIZE, VECTORS, d
 use crate::mmu::VA;
 
 /// How long a run may take before it counts as hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Translation tables: of levels 1 to 3.
 const TABLES: [u64; 3] = [RAM + 0x40_0000, RAM + 0x40_1000, RAM + 0x40_2000];
 const PAGE: u64 = desc::AF | 3;
@@ -640,7 +640,7 @@ fn load_after_broadcast_invalidation_reads_the_new_page() {
     let sequence = DATA + 0x3000;
     let remap = [
         (0, Cluster::entry()),
-        (1, 300),
+        (1, 1_000),
         (2, (DATA + 0x1000) | PAGE),
         (3, DATA | PAGE),
         (4, VA >> 12),
@@ -657,7 +657,7 @@ fn store_after_broadcast_invalidation_leaves_the_old_page_alone() {
     let (first, second, stop) = (DATA, DATA + 0x1000, DATA + 0x3000);
     let remap = [
         (0, Cluster::entry()),
-        (1, 300),
+        (1, 1_000),
         (2, first | PAGE),
         (3, second | PAGE),
         (4, VA >> 12),
@@ -676,7 +676,7 @@ fn call_after_broadcast_code_maintenance_runs_the_new_code() {
     // movz w0, #0; ret
     cluster.memory.write_code(DATA, &[0x5280_0000, 0xd65f_03c0]);
     let sequence = DATA + 0x3000;
-    let change = [(0, DATA), (1, 300), (2, 0x5280_0000), (5, sequence)];
+    let change = [(0, DATA), (1, 1_000), (2, 0x5280_0000), (5, sequence)];
     let call = [(4, DATA), (5, sequence)];
     let after = cluster.run(&[on_cpu(CHANGE_CODE, &change), on_cpu(CALL_CHANGED, &call)]);
     assert_eq!(after[1][7], 0, "of {}", after[1][8]);
@@ -712,7 +712,7 @@ fn broadcast_does_not_wait_for_cpus_that_come_go_and_idle() {
 
 #[test]
 fn unmapped_memory_is_not_touched_after_unmapping() {
-    const WINDOW: u64 = 0x44_000_0000;
+    const WINDOW: u64 = 0x4800_0000;
     const ROUNDS: u64 = 100;
     let cluster = Cluster::new();
     let window = Memory::new(WINDOW, 0x1000);
@@ -747,7 +747,7 @@ fn unmapped_memory_is_not_touched_after_unmapping() {
 fn every_cancel_from_another_thread_ends_a_run() {
     let cluster = Cluster::new();
     // b .
-    cluster.memory.write_code(CODE, &[0x12_000_0000]);
+    cluster.memory.write_code(CODE, &[0x1400_0000]);
     let (handles, handle) = mpsc::channel();
     let (ended, end) = mpsc::channel();
     std::thread::scope(|scope| {

@@ -211,7 +211,8 @@ fn identification_promises_what_is_implemented() {
         0x0010_0022,
         // PAN.
         0x0010_0000,
-        0,
+        // E0PD.
+        1 << 60,
     ];
     assert_eq!(found, expected);
 }
@@ -219,7 +220,7 @@ fn identification_promises_what_is_implemented() {
 #[test]
 fn unallocated_identification_registers_read_as_zero() {
     let all = (1..8).flat_map(|crm| (0..8).map(move |op2| 0xc000 | crm << 3 | op2));
-    let known = [0xc020, 0xc028, 0xc030, 0xc038, 0xc039];
+    let known = [0xc020, 0xc028, 0xc030, 0xc038, 0xc039, 0xc03a];
     assert_eq!(all.filter(|id| !known.contains(id)).map(read).find(|&value| value != 0), None);
 }
 

@@ -80,6 +80,7 @@ impl Vgic {
             &0,
         )?;
         gic.groups = gic.read_groups()?;
+        vgic::triggers().try_for_each(|write| gic.write(write))?;
         Ok(gic)
     }
 
@@ -109,10 +110,15 @@ impl Vgic {
     }
 
     fn write_all(&self, writes: &[Write]) -> Result<(), HypervisorError> {
-        writes.iter().try_for_each(|write| match write.group {
-            Group::CpuInterface => self.set(name(write.group), number(write.group), write.attr, &write.value),
-            _ => self.set(name(write.group), number(write.group), write.attr, &(write.value as u32)),
-        })
+        writes.iter().try_for_each(|write| self.write(*write))
+    }
+
+    fn write(&self, write: Write) -> Result<(), HypervisorError> {
+        let (call, group) = (name(write.group), number(write.group));
+        match write.group {
+            Group::CpuInterface => self.set(call, group, write.attr, &write.value),
+            _ => self.set(call, group, write.attr, &(write.value as u32)),
+        }
     }
 
     /// Sets one attribute from `value`, which is as wide as the kernel reads.

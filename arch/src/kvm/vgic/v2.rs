@@ -1,7 +1,7 @@
 //! The in-kernel GICv2, for hosts that have no other (Linux Documentation/virt/kvm/devices/arm-vgic.rst): what puts it back
 //! into its reset state. It touches no device.
 
-use super::{GICD_CTLR, Group, ICACTIVER, ICENABLER, ICFGR, IPRIORITYR, IRQS, Write};
+use super::{GICD_CTLR, Group, ICACTIVER, ICENABLER, IPRIORITYR, IRQS, Write, triggers};
 
 /// Clears pending latches: unlike a GICv3's, this kernel interface has set and clear registers as the hardware does.
 const ICPENDR: u64 = 0x280;
@@ -17,14 +17,13 @@ pub fn reset(cpus: u32) -> Vec<Write> {
     let mut writes = vec![Write { group: Group::Distributor, attr: GICD_CTLR, value: 0 }];
     for word in 1..u64::from(IRQS / 32) {
         bank(0, word, &mut writes);
-        let extra = [(ICFGR + 8 * word, 0), (ICFGR + 8 * word + 4, 0)];
-        let targets = (0..8).map(|quarter| (ITARGETSR + 32 * word + 4 * quarter, 0));
-        writes.extend(extra.into_iter().chain(targets).map(|(attr, value)| Write {
+        writes.extend((0..8).map(|quarter| Write {
             group: Group::Distributor,
-            attr,
-            value,
+            attr: ITARGETSR + 32 * word + 4 * quarter,
+            value: 0,
         }));
     }
+    writes.extend(triggers());
     for cpu in 0..u64::from(cpus) {
         bank(cpu, 0, &mut writes);
         writes.extend(GICC.map(|offset| Write {

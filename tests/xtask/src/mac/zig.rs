@@ -39,7 +39,9 @@ fn quoted(path: &Path) -> String {
 /// The zig to use, fetched if need be.
 fn zig(dir: &Path) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(ZIG_VAR) {
-        return Ok(path.into());
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "{ZIG_VAR} names {}, which is no file", path.display());
+        return Ok(path);
     }
     let folder = dir.join(PACKAGE.replace("==", "-"));
     let zig = folder.join("ziglang/zig");
