@@ -63,10 +63,10 @@ pub(crate) unsafe fn read_sized(host: u64, log2: u8) -> u64 {
     }
 }
 
-/// [`write`] with the size as a value.
+/// [`write`](fn@write) with the size as a value.
 ///
 /// # Safety
-/// As [`write`].
+/// As [`write`](fn@write).
 pub(crate) unsafe fn write_sized(host: u64, log2: u8, value: u64) {
     // SAFETY: the caller's promise.
     unsafe {

@@ -155,7 +155,7 @@ pub enum GprMove {
     Word,
     /// Xn and Dn.
     Doubleword,
-    /// Xn and Vn.D[1].
+    /// Xn and `Vn.D[1]`.
     TopHalf,
 }
 

@@ -85,7 +85,7 @@ macro_rules! each_signed {
     };
 }
 
-/// As `each_unsigned!`, with the type of twice the width as well. [`Esize::D`], which has none, does nothing.
+/// As `each_unsigned!`, with the type of twice the width as well. `Esize::D`, which has none, does nothing.
 macro_rules! each_unsigned_wide {
     ($size:expr, $T:ident, $W:ident => $body:expr) => {
         match $size {
@@ -109,7 +109,7 @@ macro_rules! each_unsigned_wide {
     };
 }
 
-/// As `each_signed!`, with the type of twice the width as well. [`Esize::D`], which has none, does nothing.
+/// As `each_signed!`, with the type of twice the width as well. `Esize::D`, which has none, does nothing.
 macro_rules! each_signed_wide {
     ($size:expr, $T:ident, $W:ident => $body:expr) => {
         match $size {
