@@ -5,7 +5,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::aarch64::inject::pstate;
-use crate::aarch64::mmio_decode::{self, Destination, Plan, Progress, Registers};
+use crate::aarch64::mmio_decode::{self, Destination, Plan, Progress, Snapshot};
 use crate::aarch64::raw::{Reg, SysReg};
 use crate::aarch64::sysreg::names;
 use crate::aarch64::translate::Regime;
@@ -29,29 +29,6 @@ pub trait GuestRegisters {
     fn sys_reg(&self, reg: SysReg) -> Result<u64, HypervisorError>;
     /// Writes a system register.
     fn set_sys_reg(&mut self, reg: SysReg, value: u64) -> Result<(), HypervisorError>;
-}
-
-/// The registers as they are before the instruction.
-struct Snapshot {
-    x: [u64; 32],
-    q: [u128; 32],
-    sp: u64,
-    pc: u64,
-}
-
-impl Registers for Snapshot {
-    fn x(&self, n: u8) -> u64 {
-        self.x[usize::from(n & 31)]
-    }
-    fn sp(&self) -> u64 {
-        self.sp
-    }
-    fn q(&self, n: u8) -> u128 {
-        self.q[usize::from(n & 31)]
-    }
-    fn pc(&self) -> u64 {
-        self.pc
-    }
 }
 
 /// What an access needs next.

@@ -119,6 +119,34 @@ pub trait Registers {
     fn pc(&self) -> u64;
 }
 
+/// [`Registers`] read before the instruction is decoded: one that cannot be read fails the decoding as a whole.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// X0 to X30, then zero.
+    pub x: [u64; 32],
+    /// Q0 to Q31.
+    pub q: [u128; 32],
+    /// The current stack pointer.
+    pub sp: u64,
+    /// Address of the instruction.
+    pub pc: u64,
+}
+
+impl Registers for Snapshot {
+    fn x(&self, n: u8) -> u64 {
+        self.x[usize::from(n & 31)]
+    }
+    fn sp(&self) -> u64 {
+        self.sp
+    }
+    fn q(&self, n: u8) -> u128 {
+        self.q[usize::from(n & 31)]
+    }
+    fn pc(&self) -> u64 {
+        self.pc
+    }
+}
+
 /// Bits `hi` down to `lo`.
 fn bits(word: u32, hi: u32, lo: u32) -> u32 {
     word >> lo & ((1 << (hi - lo + 1)) - 1)

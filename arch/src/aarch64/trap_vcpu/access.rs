@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Stop, TrapVcpu};
 use crate::aarch64::esr::{DataAbort, FaultKind, fault_kind, fsc};
 use crate::aarch64::inject::{Exception, pstate};
-use crate::aarch64::mmio_decode::{self, Chunk, Destination, Plan, Progress, Registers};
+use crate::aarch64::mmio_decode::{self, Chunk, Destination, Plan, Progress, Snapshot};
 use crate::aarch64::raw::{RawVcpu, Reg};
 use crate::aarch64::sysreg::names;
 use crate::aarch64::translate::Regime;
@@ -36,29 +36,6 @@ impl AccessInFlight {
         {
             *slot = Some(load);
         }
-    }
-}
-
-/// The registers of a raw vCPU for the decoder; a register that cannot be read fails the decoding as a whole.
-struct Snapshot {
-    x: [u64; 32],
-    q: [u128; 32],
-    sp: u64,
-    pc: u64,
-}
-
-impl Registers for Snapshot {
-    fn x(&self, n: u8) -> u64 {
-        self.x[usize::from(n & 31)]
-    }
-    fn sp(&self) -> u64 {
-        self.sp
-    }
-    fn q(&self, n: u8) -> u128 {
-        self.q[usize::from(n & 31)]
-    }
-    fn pc(&self) -> u64 {
-        self.pc
     }
 }
 
