@@ -100,6 +100,14 @@ impl Apt {
         Ok(text.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
     }
 
+    /// The packages that `package` needs to run, itself included, without those that it only recommends.
+    pub fn closure(&self, package: &str) -> Result<Vec<String>> {
+        let args = ["-qq", "--simulate", "--no-install-recommends", "install", package];
+        let text = self.run("apt-get", &args)?;
+        let names = text.lines().filter_map(|line| line.strip_prefix("Inst ")?.split([' ', ':']).next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// Downloads `package`, a name or `name=version`, and returns the file.
     pub fn download(&self, package: &str) -> Result<PathBuf> {
         eprintln!("downloading {package} for {}", self.architecture);

@@ -1,6 +1,6 @@
-//! `cargo xtask bench boot`: hvrun beside QEMU on this machine, in turn, so that whatever else the machine does meets both.
+//! `cargo xtask bench`, and of it `bench boot`: hvrun beside QEMU on this machine, in turn, so that whatever else the machine does meets both.
 
-use crate::{guest, test, workspace};
+use crate::{guest, lab, test, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use hvrun_tests::bare::Program;
 use hvrun_tests::process::{Ended, Supervised, cpu_time};
@@ -28,8 +28,11 @@ struct Options {
 pub fn command(args: &[OsString]) -> Result<()> {
     let mut options = Options { rounds: 5, memory: "1G".into() };
     let words: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let (first, rest) = words.split_first().context("bench what? There is: bench boot")?;
-    ensure!(first == "boot", "there is no bench '{first}'; there is: bench boot");
+    let (first, rest) = words.split_first().context("bench what? There are: bench boot, bench lab")?;
+    ensure!(
+        ["boot", "lab"].contains(&first.as_str()),
+        "there is no bench '{first}'; there are: bench boot, bench lab"
+    );
     let mut rest = rest.iter();
     while let Some(word) = rest.next() {
         let value = rest.next().with_context(|| format!("{word} wants a value"))?;
@@ -41,11 +44,11 @@ pub fn command(args: &[OsString]) -> Result<()> {
                     .filter(|rounds| *rounds > 0)
                     .with_context(|| format!("--rounds wants a number of 1 or more, not '{value}'"))?;
             }
-            "--memory" => options.memory = value.clone(),
+            "--memory" if first == "boot" => options.memory = value.clone(),
             _ => bail!("bench does not know '{word}'"),
         }
     }
-    boot(&options)
+    if first == "lab" { lab::bench(options.rounds) } else { boot(&options) }
 }
 
 fn boot(options: &Options) -> Result<()> {
@@ -144,14 +147,18 @@ fn report(cpus: u32, ours: &[Ended], theirs: &[Ended]) {
 
 /// Median, smallest and largest of a few numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
+pub struct Spread {
+    /// The smallest.
+    pub least: f64,
+    /// The one in the middle, or the mean of the two there.
+    pub median: f64,
+    /// The largest.
+    pub most: f64,
 }
 
 impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Spread {
+    /// The spread of `values`.
+    pub fn of(values: impl Iterator<Item = f64>) -> Spread {
         let mut sorted: Vec<f64> = values.collect();
         sorted.sort_by(f64::total_cmp);
         let count = sorted.len();

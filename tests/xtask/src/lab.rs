@@ -2,8 +2,11 @@
 //! kernel in it offers /dev/kvm, and hvrun, in its initrd, boots the same kernel there. What is checked is in `lab/init`; this builds the
 //! machine and reads what it says on its serial port.
 
+mod bench;
+
 use crate::{cross, guest, initrd, test, workspace};
 use anyhow::{Context, Result, bail, ensure};
+pub use bench::command as bench;
 use hvrun_tests::bare::Program;
 use hvrun_tests::process::Supervised;
 use std::ffi::OsString;
@@ -24,9 +27,9 @@ const CPU: &str = "cortex-a76";
 const TRIM: &str = "quiet nokaslr rodata=off mitigations=off cryptomgr.notests panic=-1 \
                     initcall_blacklist=load_system_certificate_list,jent_mod_init,bpf_tcp_ca_kfunc_init";
 /// How long the whole machine may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(900);
 /// How long one guest inside may take, in seconds of the outer machine.
-const GUEST_LIMIT_SECONDS: u32 = 60;
+const GUEST_LIMIT_SECONDS: u32 = 150;
 /// The address of no device, in a gap before the first.
 const NO_DEVICE: u64 = 0x0700_0000;
 /// The cargo profile of hvrun: of the software CPU, which is the greatest part, the lab needs little.
@@ -79,17 +82,19 @@ pub fn step() -> Result<()> {
 fn run(profile: &str, checks: &[&str]) -> Result<()> {
     test::install_debian_packages(&[QEMU])?;
     let guest = guest::ensure()?;
-    let hvrun = match std::env::var_os(workspace::LAB_BINARY_VAR) {
-        Some(path) => path.into(),
-        None => cross::static_hvrun(profile)?,
-    };
+    let hvrun = hvrun(profile)?;
     let dir = dir()?;
     let initrd = dir.join("outer.cpio");
-    guest::write_atomically(&initrd, &outer_initrd(&guest, &hvrun, checks)?)?;
+    let mut archive = outer_initrd(&guest, &hvrun)?;
+    archive.file("lab/checks", 0o644, checks.join("\n").as_bytes())?;
+    let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\n");
+    archive.file("lab/settings", 0o644, settings.as_bytes())?;
+    guest::write_atomically(&initrd, &archive.finish()?)?;
 
     let log = dir.join("serial.log");
     let started = Instant::now();
-    let report = boot(&guest.kernel, &initrd, &log)?;
+    let mut report = Report::default();
+    boot(&guest.kernel, &initrd, &log, &mut |line| report.read(line))?;
     println!(
         "    {} of {} checks passed in {:.1} s",
         report.passed.len(),
@@ -107,6 +112,14 @@ fn run(profile: &str, checks: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The hvrun to put into the machine.
+fn hvrun(profile: &str) -> Result<PathBuf> {
+    match std::env::var_os(workspace::LAB_BINARY_VAR) {
+        Some(path) => Ok(path.into()),
+        None => cross::static_hvrun(profile),
+    }
+}
+
 /// Where the lab's files lie.
 fn dir() -> Result<PathBuf> {
     let dir = workspace::root().join("target/lab");
@@ -114,8 +127,8 @@ fn dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The outer machine's initrd: uncompressed, because unpacking is slow to emulate.
-fn outer_initrd(guest: &guest::Guest, hvrun: &Path, checks: &[&str]) -> Result<Vec<u8>> {
+/// The outer machine's initrd without what it shall do: uncompressed, because unpacking is slow to emulate.
+fn outer_initrd(guest: &guest::Guest, hvrun: &Path) -> Result<initrd::Archive> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut archive = initrd::Archive::default();
     for dir in ["bin", "dev", "etc", "lab", "proc", "sbin", "sys", "tmp"] {
@@ -132,10 +145,7 @@ fn outer_initrd(guest: &guest::Guest, hvrun: &Path, checks: &[&str]) -> Result<V
     for (name, program) in programs() {
         archive.file(&format!("lab/{name}"), 0o644, &program.image())?;
     }
-    archive.file("lab/checks", 0o644, checks.join("\n").as_bytes())?;
-    let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\n");
-    archive.file("lab/settings", 0o644, settings.as_bytes())?;
-    archive.finish()
+    Ok(archive)
 }
 
 /// Guests of a few instructions.
@@ -167,18 +177,17 @@ struct Report {
     ended: bool,
 }
 
-/// Boots the outer machine, shows what it reports as it comes, and keeps all it writes in `log`.
-fn boot(kernel: &Path, initrd: &Path, log: &Path) -> Result<Report> {
+/// Boots the outer machine, gives each line of its to `read` as it comes, and keeps all it writes in `log`.
+fn boot(kernel: &Path, initrd: &Path, log: &Path, read: &mut dyn FnMut(&str)) -> Result<()> {
     let mut command = qemu(kernel, initrd);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut log_file = fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let (process, mut child) = Supervised::spawn(&mut command, LIMIT)?;
     let mut serial = BufReader::new(child.stdout.take().context("no stdout")?);
-    let mut report = Report::default();
     let mut line = Vec::new();
     while serial.read_until(b'\n', &mut line)? > 0 {
         log_file.write_all(&line)?;
-        report.read(String::from_utf8_lossy(&line).trim_end());
+        read(String::from_utf8_lossy(&line).trim_end());
         line.clear();
     }
     let ended = process.wait()?;
@@ -186,7 +195,7 @@ fn boot(kernel: &Path, initrd: &Path, log: &Path) -> Result<Report> {
         bail!("the lab took more than {LIMIT:?}; {} has what the machine wrote", log.display());
     }
     ensure!(ended.status.success(), "{} failed ({})", QEMU.0, ended.status);
-    Ok(report)
+    Ok(())
 }
 
 impl Report {

@@ -25,6 +25,8 @@ Usage: cargo xtask COMMAND
                  with STEPs, only these (`test --list` names them)
   bench boot [--rounds N] [--memory SIZE]
                  boots to poweroff, hvrun and qemu-system-aarch64 in turn: time, memory, CPU
+  bench lab [--rounds N]
+                 the same on KVM, inside the lab's emulated machine, and the time to KVM_RUN
   lab [--list] [--release] [CHECK..]
                  boots hvrun's arm64 build, with KVM, inside an emulated machine: every check
                  or only these

@@ -1,0 +1,199 @@
+//! `cargo xtask bench lab`: hvrun beside Debian's arm64 QEMU, both on KVM inside the lab's machine, in turn. What is measured is in
+//! `lab/bench`; this puts QEMU and its libraries into the machine and prints medians. Times are of an emulated machine: only ratios count.
+
+use super::{GUEST_LIMIT_SECONDS, QEMU, TRIM, boot, dir, hvrun, outer_initrd};
+use crate::apt::{self, Apt};
+use crate::bench::Spread;
+use crate::{guest, test};
+use anyhow::{Context, Result, ensure};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What the outer machine runs.
+const SCRIPT: &str = include_str!("../../lab/bench");
+/// QEMU's program in its package.
+const PROGRAM: &str = "usr/bin/qemu-system-aarch64";
+/// The dynamic linker: where programs look for it.
+const LOADER: &str = "lib/ld-linux-aarch64.so.1";
+/// Where the dynamic linker looks for libraries, on a Debian of arm64.
+const LIBRARIES: &str = "lib/aarch64-linux-gnu";
+/// Says what a program needs, and the Debian package that has it.
+const OBJDUMP: (&str, &str) = ("aarch64-linux-gnu-objdump", "binutils-aarch64-linux-gnu");
+
+/// The values that the script reports, and what they are.
+const VALUES: &[(&str, &str)] = &[
+    ("first_run", "start to first KVM_RUN, ms"),
+    ("boot_1", "boot to poweroff, 1 CPU, s"),
+    ("boot_2", "boot to poweroff, 2 CPUs, s"),
+    ("cpu_1", "monitor's CPU time of it, 1 CPU, s"),
+    ("cpu_2", "monitor's CPU time of it, 2 CPUs, s"),
+    ("memory", "memory beyond the guest's, MiB"),
+    ("anonymous", "of it not from files, MiB"),
+    ("threads", "threads"),
+    ("exits", "exits until the prompt"),
+    ("mmio_exit_user", "of them MMIO to user space"),
+    ("wfi_exit_stat", "of them WFI"),
+    ("signal_exits", "of them by signals"),
+];
+
+/// `cargo xtask bench lab`.
+pub fn command(rounds: usize) -> Result<()> {
+    test::install_debian_packages(&[QEMU, OBJDUMP])?;
+    let guest = guest::ensure()?;
+    let hvrun = hvrun("release")?;
+    let dir = dir()?;
+    let qemu = qemu_root(&dir)?;
+    let mut archive = outer_initrd(&guest, &hvrun)?;
+    for folder in ["lib", LIBRARIES] {
+        archive.dir(folder)?;
+    }
+    for (name, path) in qemu_files(&qemu)? {
+        archive.file(&name, 0o755, &fs::read(path)?)?;
+    }
+    archive.file("lab/bench", 0o644, SCRIPT.as_bytes())?;
+    archive.file("lab/checks", 0o644, b"")?;
+    let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\nROUNDS={rounds}\n");
+    archive.file("lab/settings", 0o644, settings.as_bytes())?;
+    let initrd = dir.join("bench.cpio");
+    guest::write_atomically(&initrd, &archive.finish()?)?;
+
+    let log = dir.join("bench.log");
+    let mut measured = Measured::default();
+    boot(&guest.kernel, &initrd, &log, &mut |line| measured.read(line))?;
+    ensure!(
+        measured.rounds > rounds && measured.failure.is_none(),
+        "the benchmark did not come to its end{}; {} has what the machine wrote",
+        measured.failure.map(|line| format!(": {line}")).unwrap_or_default(),
+        log.display()
+    );
+    measured.print(rounds);
+    Ok(())
+}
+
+/// QEMU and what it needs, unpacked from Debian's arm64 packages. Uses the network only the first time.
+fn qemu_root(dir: &Path) -> Result<PathBuf> {
+    let root = dir.join("qemu");
+    let stamp = dir.join("qemu.stamp");
+    if stamp.is_file() && root.join(PROGRAM).is_file() {
+        return Ok(root);
+    }
+    let apt = Apt::prepare(&dir.join("apt"), "arm64")?;
+    let packages = apt.closure(QEMU.1)?;
+    ensure!(packages.iter().any(|name| name == QEMU.1), "apt does not offer {} for arm64", QEMU.1);
+    for package in &packages {
+        // Firmware and keymaps: the machine of the benchmark has no use for them.
+        if package != "qemu-system-data" {
+            apt::unpack(&apt.download(package)?, &root)?;
+        }
+    }
+    guest::write_atomically(&stamp, packages.join("\n").as_bytes())?;
+    Ok(root)
+}
+
+/// The program, the dynamic linker and all libraries that they need, by their names in the machine.
+fn qemu_files(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
+    let program = root.join(PROGRAM);
+    let mut wanted = needed(&program)?;
+    files.insert("bin/qemu-system-aarch64".to_owned(), program);
+    files.insert(LOADER.to_owned(), find(root, "ld-linux-aarch64.so.1")?);
+    while let Some(name) = wanted.pop() {
+        let path = find(root, &name)?;
+        let target = format!("{LIBRARIES}/{name}");
+        if name.starts_with("ld-linux") || files.contains_key(&target) {
+            continue;
+        }
+        wanted.extend(needed(&path)?);
+        files.insert(target, path);
+    }
+    Ok(files)
+}
+
+/// A library among the unpacked packages.
+fn find(root: &Path, name: &str) -> Result<PathBuf> {
+    let folders = ["usr/lib/aarch64-linux-gnu", "lib/aarch64-linux-gnu", "usr/lib", "lib"];
+    let found = folders.iter().map(|folder| root.join(folder).join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("none of QEMU's packages has {name}"))
+}
+
+/// The libraries that a program or a library names.
+fn needed(path: &Path) -> Result<Vec<String>> {
+    let output = Command::new(OBJDUMP.0).arg("-p").arg(path).output().context("cannot run objdump")?;
+    ensure!(output.status.success(), "objdump cannot read {}", path.display());
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().filter_map(|line| Some(line.trim().strip_prefix("NEEDED")?.trim().to_owned())).collect())
+}
+
+/// What the machine has reported.
+#[derive(Debug, Default)]
+struct Measured {
+    /// Rounds begun. The first warms up and does not count.
+    rounds: usize,
+    values: HashMap<(String, String), Vec<f64>>,
+    failure: Option<String>,
+}
+
+impl Measured {
+    fn read(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words.as_slice() {
+            ["LAB-CHECK", "round", round] => {
+                self.rounds += 1;
+                eprintln!("round {round}");
+            }
+            ["LAB-VALUE", who, name, number] if self.rounds > 1 => {
+                let values = self.values.entry(((*who).to_owned(), (*name).to_owned())).or_default();
+                values.extend(number.parse::<f64>());
+            }
+            ["LAB-FAILED", ..] => self.failure = Some(line.to_owned()),
+            _ => {}
+        }
+    }
+
+    fn print(&self, rounds: usize) {
+        println!(
+            "On KVM in an emulated machine, guest of 256 MiB, {rounds} rounds in turn, median (smallest to largest)\n"
+        );
+        println!("{:<36} {:>26} {:>26} {:>7}", "", "hvrun", "QEMU (kvm)", "ratio");
+        for (name, about) in VALUES {
+            let spread = |who: &str| {
+                let values = self.values.get(&(who.to_owned(), (*name).to_owned()));
+                Spread::of(values.into_iter().flatten().copied())
+            };
+            let (ours, theirs) = (spread("hvrun"), spread("qemu"));
+            println!(
+                "{about:<36} {:>26} {:>26} {:>7.2}",
+                ours.to_string(),
+                theirs.to_string(),
+                ours.median / theirs.median
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_that_warms_up_does_not_count() {
+        let mut measured = Measured::default();
+        for line in ["LAB-CHECK round 0", "LAB-VALUE hvrun a 9", "LAB-CHECK round 1", "LAB-VALUE hvrun a 2.5"]
+        {
+            measured.read(line);
+        }
+        assert_eq!(measured.values[&("hvrun".to_owned(), "a".to_owned())], [2.5]);
+    }
+
+    #[test]
+    fn every_printed_value_is_reported_by_the_script() {
+        let missing: Vec<&str> = VALUES
+            .iter()
+            .map(|(name, _)| name.trim_end_matches(|c: char| c.is_ascii_digit()))
+            .filter(|name| !SCRIPT.contains(name))
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+}
