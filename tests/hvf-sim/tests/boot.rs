@@ -229,6 +229,11 @@ fn linux_boots_with_4_cpus_on_our_gic_where_early_kicks_are_lost() -> Result<()>
 }
 
 #[test]
+fn linux_boots_with_8_cpus_on_our_gic() -> Result<()> {
+    boot_and_power_off(our_gic(Kicks::Sticky), 8)
+}
+
+#[test]
 fn linux_boots_where_the_counter_is_faster_than_mach_time() -> Result<()> {
     boot_and_power_off(Config { counter_hz: 1_000_000_000, ..our_gic(Kicks::Sticky) }, 2)
 }

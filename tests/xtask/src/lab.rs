@@ -41,6 +41,7 @@ const CHECKS: &[&str] = &[
     "linux_boots_with_1_cpu",
     "linux_boots_with_2_cpus",
     "linux_boots_with_4_cpus",
+    "linux_boots_with_8_cpus",
     "reboot_in_place_twice",
     "no_reboot_ends_at_a_reset",
     "reset_starts_the_program_afresh",
