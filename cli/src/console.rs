@@ -93,3 +93,31 @@ impl Console {
         Ok(RawTerminal::enter(io::stdin())?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::tcgetattr;
+
+    use super::*;
+
+    #[test]
+    fn panic_of_any_thread_gives_the_terminal_its_mode_back() {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap();
+        let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let mode = || tcgetattr(&terminal).unwrap().local_modes;
+        let cooked = mode();
+        restore_on_panic();
+        let _raw = RawTerminal::enter(&terminal).unwrap();
+        let raw = mode();
+
+        std::thread::spawn(|| panic!("on purpose")).join().unwrap_err();
+
+        assert_ne!(raw, cooked);
+        assert_eq!(mode(), cooked);
+    }
+}
