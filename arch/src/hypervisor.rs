@@ -117,6 +117,14 @@ pub enum HypervisorError {
         /// Why not, and what would help.
         reason: String,
     },
+    /// This host could offer the accelerator, but not to this process; says what would change that.
+    #[error("{accel} is not available: {reason}")]
+    Forbidden {
+        /// The accelerator asked for.
+        accel: Accel,
+        /// Why not, and what would help.
+        reason: String,
+    },
     /// More vCPUs were asked for than the backend has.
     #[error("{asked} CPUs were asked for; {accel} has at most {max}")]
     TooManyCpus {
@@ -190,7 +198,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// controller of the host's has sizes of its own. The same for the same arguments.
     fn layout(&self, cpus: u32, ram: u64, gic: GicChoice) -> Result<Layout, HypervisorError> {
         let _ = gic;
-        Ok(Layout::new(cpus, ram))
+        Ok(Layout::new(cpus, ram).with_ipa_bits(self.ipa_bits()))
     }
 
     /// Makes a machine with its RAM mapped and its interrupt controller in the reset state, without vCPUs.
@@ -207,7 +215,13 @@ pub trait Vm: Send + Sync {
     fn irq_chip(&self) -> Arc<dyn IrqChip>;
 
     /// Interrupts and doorbells as eventfds, where the backend has them. A device must work without.
-    fn event_fds(&self) -> Option<&dyn EventFds> {
+    fn event_fds(&self) -> Option<Arc<dyn EventFds>> {
+        None
+    }
+
+    /// How this backend gives pages of RAM back to the host while the guest runs; `None` where it does not mind what becomes of the
+    /// memory behind it, so that the owner of the mapping can empty it in place (Linux: madvise(2), MADV_DONTNEED).
+    fn ram_discard(&self) -> Option<Arc<dyn RamDiscard>> {
         None
     }
 
@@ -305,6 +319,21 @@ pub trait IrqChip: Send + Sync {
 
     /// Delivers a message-signalled interrupt: a write of `data` to `addr` in the GICv2m frame.
     fn send_msi(&self, addr: u64, data: u32);
+}
+
+/// Gives RAM that the guest does not use back to the host, while the guest runs. Every call may come from any thread, but those of
+/// vCPUs inside [`Vcpu::run`].
+pub trait RamDiscard: Send + Sync + fmt::Debug {
+    /// Pages of this size can be given back: a power of 2, at least 4 KiB.
+    fn granule(&self) -> u64;
+
+    /// Gives back `len` bytes of RAM at the guest physical address `addr`, as far as they are whole granules; the rest keeps its
+    /// contents. When it returns, what was given back reads as zeros, and costs no memory until it is written again. A vCPU, or a
+    /// device, that accesses it meanwhile finds the old contents or zeros, and nothing else happens to it.
+    ///
+    /// # Errors
+    /// The range is not all RAM (then nothing has happened), or the host refuses.
+    fn discard(&self, addr: u64, len: u64) -> Result<(), HypervisorError>;
 }
 
 /// Which writes to an address ring a doorbell.

@@ -12,7 +12,7 @@ pub mod soft;
 
 pub use hypervisor::{
     Accel, BootState, Datamatch, EventFds, GicChoice, Hypervisor, HypervisorError, IrqChip, Kick, Kicker,
-    Spi, Vcpu, VcpuExit, Vm, VmConfig,
+    RamDiscard, Spi, Vcpu, VcpuExit, Vm, VmConfig,
 };
 pub use memory::GuestMemory;
 pub use select::{open, open_first};

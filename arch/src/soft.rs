@@ -73,6 +73,10 @@ impl Vm for SoftVm {
         self.trap.interrupts().irq_chip()
     }
 
+    // No `ram_discard`: RAM can be emptied in place. The host pointers in the CPUs' TLBs stay good, and what was decoded from a page
+    // that is empty now is as stale as after any change of code: the guest, which gave the page away, makes the instruction cache
+    // coherent (IC IVAU) when it puts code there again.
+
     fn reset(&self) {
         self.trap.reset();
     }

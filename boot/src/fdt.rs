@@ -5,10 +5,12 @@ use std::fmt;
 
 use hvrun_arch::aarch64::layout::{
     GPIO_SPI, GicVersion, Layout, MAX_CPUS, POWER_BUTTON_GPIO, RTC_SPI, TIMER_PPIS, UART_SPI, V2M_SPI,
-    V2M_SPI_COUNT, Window, mpidr,
+    V2M_SPI_COUNT, VIRTIO_MMIO_SPI, Window, mpidr,
 };
 use hvrun_arch::hypervisor::Spi;
 use vm_fdt::FdtWriter;
+
+mod pci;
 
 /// Largest device tree that Linux maps (booting.rst, "Setup the device tree").
 pub const MAX_FDT: u64 = 0x20_0000;
@@ -26,6 +28,8 @@ const PHANDLE_GPIO: u32 = 4;
 const GIC_SPI: u32 = 0;
 /// See [`GIC_SPI`].
 const GIC_PPI: u32 = 1;
+/// Third cell: rising edge.
+const IRQ_TYPE_EDGE_RISING: u32 = 1;
 /// Third cell: active high, level-sensitive.
 const IRQ_TYPE_LEVEL_HIGH: u32 = 4;
 
@@ -98,6 +102,8 @@ pub struct FdtConfig<'a> {
     pub initrd: Option<Window>,
     /// The guest's first randomness.
     pub seeds: &'a Seeds,
+    /// How many of the virtio-mmio slots hold a device, from the first on.
+    pub virtio_mmio_slots: u32,
 }
 
 /// Builds the flattened device tree. Its size does not depend on any address or seed.
@@ -127,6 +133,10 @@ pub fn build(config: &FdtConfig<'_>) -> Result<Vec<u8>, FdtError> {
     write_rtc(&mut fdt, layout.rtc)?;
     write_gpio(&mut fdt, layout.gpio)?;
     write_power_button(&mut fdt)?;
+    pci::write_host(&mut fdt, layout)?;
+    for slot in 0..config.virtio_mmio_slots {
+        write_virtio_mmio(&mut fdt, layout, slot)?;
+    }
 
     fdt.end_node(root)?;
     Ok(fdt.finish()?)
@@ -317,6 +327,18 @@ fn write_power_button(fdt: &mut FdtWriter) -> Result<(), FdtError> {
     Ok(())
 }
 
+/// bindings/virtio/mmio.yaml
+fn write_virtio_mmio(fdt: &mut FdtWriter, layout: &Layout, slot: u32) -> Result<(), FdtError> {
+    let window = layout.virtio_mmio_slot(slot);
+    let node = fdt.begin_node(&format!("virtio_mmio@{:x}", window.base))?;
+    fdt.property_string("compatible", "virtio,mmio")?;
+    write_reg(fdt, &[window])?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, VIRTIO_MMIO_SPI.0 + slot, IRQ_TYPE_EDGE_RISING])?;
+    fdt.property_null("dma-coherent")?;
+    fdt.end_node(node)?;
+    Ok(())
+}
+
 fn write_apb_clock(fdt: &mut FdtWriter) -> Result<(), FdtError> {
     fdt.property_u32("clocks", PHANDLE_CLOCK)?;
     fdt.property_string("clock-names", "apb_pclk")?;
@@ -347,7 +369,7 @@ mod tests {
     use super::*;
 
     fn config<'a>(layout: &'a Layout, cpus: u32, seeds: &'a Seeds) -> FdtConfig<'a> {
-        FdtConfig { layout, cpus, cmdline: "", initrd: None, seeds }
+        FdtConfig { layout, cpus, cmdline: "", initrd: None, seeds, virtio_mmio_slots: 0 }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //!         cmdline: "console=ttyAMA0".to_owned(),
 //!         cpus: 2,
 //!         seeds: None,
+//!         virtio_mmio_slots: 0,
 //!     };
 //!     config.plan(layout)?; // all that can be told before a machine exists
 //!     hvrun_boot::load(memory, layout, &config)
@@ -119,6 +120,8 @@ pub struct BootConfig {
     pub cpus: u32,
     /// The guest's first randomness; `None` draws it from the host at each [`load`], as a real guest should have it.
     pub seeds: Option<Seeds>,
+    /// How many of the virtio-mmio slots hold a device, from the first on.
+    pub virtio_mmio_slots: u32,
 }
 
 /// Where everything lies, and where the boot CPU starts.
@@ -176,7 +179,14 @@ impl BootConfig {
 
     /// The device tree for this configuration.
     fn fdt(&self, layout: &Layout, initrd: Option<Window>, seeds: &Seeds) -> Result<Vec<u8>, FdtError> {
-        fdt::build(&FdtConfig { layout, cpus: self.cpus, cmdline: &self.cmdline, initrd, seeds })
+        fdt::build(&FdtConfig {
+            layout,
+            cpus: self.cpus,
+            cmdline: &self.cmdline,
+            initrd,
+            seeds,
+            virtio_mmio_slots: self.virtio_mmio_slots,
+        })
     }
 }
 

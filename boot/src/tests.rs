@@ -16,6 +16,7 @@ fn config(initrd: Option<&[u8]>) -> BootConfig {
         cmdline: "console=ttyAMA0".to_owned(),
         cpus: 2,
         seeds: Some(Seeds { rng: [1; 64], kaslr: 2 }),
+        virtio_mmio_slots: 0,
     }
 }
 

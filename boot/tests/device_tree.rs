@@ -31,14 +31,15 @@ fn dtc(tree: &[u8]) -> (String, String) {
 }
 
 fn tree(cpus: u32, ram: u64, initrd: Option<Window>) -> Vec<u8> {
-    let layout = Layout::new(cpus, ram);
+    let layout = Layout::new(cpus, ram).with_ipa_bits(40);
     let mut rng = [0; 64];
     for (index, byte) in rng.iter_mut().enumerate() {
         *byte = index as u8;
     }
     let seeds = Seeds { rng, kaslr: 0x0123_4567_89ab_cdef };
     let cmdline = "console=ttyAMA0 panic=-1";
-    build(&FdtConfig { layout: &layout, cpus, cmdline, initrd, seeds: &seeds }).unwrap()
+    build(&FdtConfig { layout: &layout, cpus, cmdline, initrd, seeds: &seeds, virtio_mmio_slots: cpus / 2 })
+        .unwrap()
 }
 
 fn assert_golden(name: &str, source: &str) {

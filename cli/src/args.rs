@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use hvrun_vmm::{MachineConfig, parse_accels};
 
@@ -132,6 +133,13 @@ impl Parsed {
             Id::Accel => config.accel = parse_accels(value).map_err(|error| wrong(&error))?,
             Id::Gic => config.gic = value.parse().map_err(|error| wrong(&error))?,
             Id::Serial => config.serial = value.parse().map_err(|error| wrong(&error))?,
+            Id::Disk => config.disks.push(value.parse().map_err(|error| wrong(&error))?),
+            Id::Share => config.shares.push(value.parse().map_err(|error| wrong(&error))?),
+            Id::Console => config.consoles.push(value.parse().map_err(|error| wrong(&error))?),
+            Id::Port => config.ports.push(value.parse().map_err(|error| wrong(&error))?),
+            Id::Rng => config.rng = on_or(value).map_err(|error| wrong(&error))?,
+            Id::Balloon => config.balloon = on_or(value).map_err(|error| wrong(&error))?,
+            Id::Transport => config.transport = value.parse().map_err(|error| wrong(&error))?,
             Id::NoReboot => config.lifecycle.no_reboot = true,
             Id::PrintConfig => self.print_config = true,
             Id::Verbose => self.verbosity = self.verbosity.saturating_add(1),
@@ -168,6 +176,15 @@ fn unknown(arg: &str, name: &str) -> String {
     match nearest(name) {
         Some(long) => format!("there is no option {arg}; did you mean --{long}?"),
         None => format!("there is no option {arg}"),
+    }
+}
+
+/// The value of an option for a device that is there or not: `on`, `off`, or what it shall be like.
+fn on_or<T: Default + FromStr>(text: &str) -> Result<Option<T>, T::Err> {
+    match text {
+        "off" => Ok(None),
+        "on" => Ok(Some(T::default())),
+        other => other.parse().map(Some),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, Result};
 use hvrun_vmm::serial::escape::{EscapeCommand, EscapeFilter};
 use hvrun_vmm::serial::terminal::{self, RawTerminal};
-use hvrun_vmm::serial::{ChardevConfig, InputFilter, StdioStreams};
+use hvrun_vmm::serial::{InputFilter, StdioStreams};
 use hvrun_vmm::{MachineBuilder, MachineConfig, MachineControl};
 
 /// Gives the terminal its mode back before a panic's message is printed.
@@ -40,14 +40,14 @@ impl Remote {
 #[derive(Debug)]
 pub struct Console {
     remote: Remote,
-    /// The serial port is on standard input and output.
+    /// The serial port or a console is on standard input and output.
     on_stdio: bool,
 }
 
 impl Console {
-    /// A console with no machine yet, whose serial port will be at `serial`.
-    pub fn new(serial: &ChardevConfig) -> Self {
-        Console { remote: Remote::default(), on_stdio: *serial == ChardevConfig::Stdio }
+    /// The person's side of the machine that `config` describes, which is not there yet.
+    pub fn new(config: &MachineConfig) -> Self {
+        Console { remote: Remote::default(), on_stdio: config.is_on_stdio() }
     }
 
     /// What keys and signals control.
@@ -55,7 +55,7 @@ impl Console {
         &self.remote
     }
 
-    /// The machine to be, with the standard streams for its serial port if that is where it goes.
+    /// The machine to be, with the standard streams for what is on them.
     pub fn connect(&self, config: MachineConfig) -> Result<MachineBuilder> {
         let builder = MachineBuilder::new(config);
         Ok(if self.on_stdio { builder.stdio(self.streams()?) } else { builder })

@@ -10,6 +10,13 @@ pub enum Id {
     Gic,
     NoReboot,
     Serial,
+    Disk,
+    Share,
+    Console,
+    Port,
+    Rng,
+    Balloon,
+    Transport,
     PrintConfig,
     Verbose,
     Help,
@@ -41,7 +48,7 @@ const fn spec(
 }
 
 /// All options, in the order of the help text.
-pub const OPTIONS: [Spec; 11] = [
+pub const OPTIONS: [Spec; 18] = [
     spec(Id::Append, "append", None, Some("STR"), &["the kernel command line, at most 2047 bytes"]),
     spec(Id::Memory, "memory", Some('m'), Some("SIZE"), &["memory, with K, M or G: 512M, 4G (default 1G)"]),
     spec(Id::Cpus, "cpus", Some('p'), Some("N"), &["number of CPUs, 1 to 8 (default 1)"]),
@@ -76,8 +83,65 @@ pub const OPTIONS: [Spec; 11] = [
         Some("TO"),
         &[
             "where the guest's serial port ttyAMA0 goes: stdio, file:PATH,",
-            "unix:PATH or none (default stdio)",
+            "unix:PATH (listens), unix-connect:PATH, pty or none (default",
+            "stdio)",
         ],
+    ),
+    spec(
+        Id::Disk,
+        "disk",
+        None,
+        Some("PATH[,...]"),
+        &[
+            "a disk, /dev/vda and so on in their order: an image, raw or",
+            "qcow2, or a block device. With serial=NAME, ro, format=raw|qcow2,",
+            "cache=writeback|none|unsafe, discard=off, queues=N,",
+            "werror=report|ignore, sync=fsync|full, lock=off, backing=off;",
+            "a comma in a name is written twice",
+        ],
+    ),
+    spec(
+        Id::Share,
+        "share",
+        None,
+        Some("DIR:TAG[,...]"),
+        &[
+            "a directory for the guest's 'mount -t 9p -o trans=virtio TAG'.",
+            "With ro, security=none|passthrough|mapped-xattr|mapped-file,",
+            "squash=on|off (all files are root's), case-hack=on|off",
+        ],
+    ),
+    spec(Id::Console, "console", None, Some("TO"), &["a console, /dev/hvc0 and so on; TO as with --serial"]),
+    spec(
+        Id::Port,
+        "port",
+        None,
+        Some("name=NAME,to=TO"),
+        &["a serial port /dev/virtio-ports/NAME; TO as with --serial"],
+    ),
+    spec(
+        Id::Rng,
+        "rng",
+        None,
+        Some("on|off|..."),
+        &["a source of entropy (default on); max-bytes=N,period=MS limits", "how fast it gives"],
+    ),
+    spec(
+        Id::Balloon,
+        "balloon",
+        None,
+        Some("on|off|..."),
+        &[
+            "memory that the guest has no use for goes back to the host",
+            "(default off); deflate-on-oom, free-page-reporting=off",
+        ],
+    ),
+    spec(
+        Id::Transport,
+        "transport",
+        None,
+        Some("NAME"),
+        &["what carries disks, shares, consoles: pci or mmio (default pci)"],
     ),
     spec(Id::PrintConfig, "print-config", None, None, &["print the machine as JSON and boot nothing"]),
     spec(Id::Verbose, "verbose", Some('v'), None, &["say more on standard error; -vv and -vvv still more"]),
@@ -121,6 +185,8 @@ pub fn nearest(name: &str) -> Option<&'static str> {
         "smp" => Some("cpus"),
         "mem" | "ram" => Some("memory"),
         "cmdline" => Some("append"),
+        "drive" | "hda" => Some("disk"),
+        "virtfs" => Some("share"),
         _ => None,
     };
     known.or_else(|| {

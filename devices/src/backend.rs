@@ -1,3 +1,5 @@
-//! What stands behind a device on the host.
+//! What stands behind a device on the host. It knows no guest and no registers.
 
 pub mod chardev;
+pub mod disk;
+pub mod ninep;

@@ -1,12 +1,15 @@
-//! The interrupt line a device holds: one SPI of the machine's interrupt controller.
+//! The interrupt line a device holds: one SPI of the machine's interrupt controller, level or edge.
 //!
 //! Not the controller itself, and no message-signalled interrupts.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
+use hvrun_arch::hypervisor::EventFds;
 use hvrun_arch::{IrqChip, Spi};
 
+use crate::sys::Event;
 use crate::util::lock;
 
 /// One wire from a device to the interrupt controller. The controller hears of changes only, so a device may call
@@ -55,6 +58,58 @@ impl IrqLine {
 impl fmt::Debug for IrqLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IrqLine").field("spi", &self.spi).field("level", &self.level()).finish()
+    }
+}
+
+/// An edge-triggered SPI: each [`EdgeIrq::raise`] is one interrupt, for a device that tells its causes apart by a register.
+///
+/// Where the hypervisor takes eventfds, the edge is one write to such a descriptor.
+pub struct EdgeIrq {
+    chip: Arc<dyn IrqChip>,
+    spi: Spi,
+    bound: Option<(Event, Arc<dyn EventFds>)>,
+}
+
+impl EdgeIrq {
+    /// The interrupt `spi`, by way of `fds` if they take it.
+    pub fn new(chip: Arc<dyn IrqChip>, fds: Option<Arc<dyn EventFds>>, spi: Spi) -> Self {
+        let bound = fds.and_then(|fds| {
+            let event = Event::new().ok()?;
+            match fds.register_irqfd(spi, event.as_fd()) {
+                Ok(()) => Some((event, fds)),
+                Err(error) => {
+                    log::debug!("SPI {} goes by the interrupt controller: {error}", spi.0);
+                    None
+                }
+            }
+        });
+        EdgeIrq { chip, spi, bound }
+    }
+
+    /// One interrupt.
+    pub fn raise(&self) {
+        match &self.bound {
+            Some((event, _)) => event.signal(),
+            None => {
+                self.chip.set_spi(self.spi, true);
+                self.chip.set_spi(self.spi, false);
+            }
+        }
+    }
+}
+
+impl Drop for EdgeIrq {
+    fn drop(&mut self) {
+        if let Some((event, fds)) = &self.bound {
+            // The machine may be gone already.
+            let _ = fds.unregister_irqfd(self.spi, event.as_fd());
+        }
+    }
+}
+
+impl fmt::Debug for EdgeIrq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EdgeIrq").field("spi", &self.spi).field("irqfd", &self.bound.is_some()).finish()
     }
 }
 
@@ -109,6 +164,13 @@ mod tests {
         line.set(true);
         line.set(false);
         assert_eq!(chip.calls(), [(Spi(1), true), (Spi(1), false)]);
+    }
+
+    #[test]
+    fn an_edge_is_a_pulse_of_the_line() {
+        let chip = Arc::new(FakeChip::default());
+        EdgeIrq::new(chip.clone(), None, Spi(16)).raise();
+        assert_eq!(chip.calls(), [(Spi(16), true), (Spi(16), false)]);
     }
 
     #[test]

@@ -6,12 +6,15 @@
 pub mod backend;
 pub mod bus;
 pub mod irq;
+pub mod options;
+pub mod pci;
 pub mod pl011;
 pub mod pl031;
 pub mod pl061;
+pub mod virtio;
 
 mod primecell;
-mod sys;
+pub mod sys;
 mod util;
 
 pub use bus::{Bus, BusError, MmioDevice};

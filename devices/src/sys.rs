@@ -7,4 +7,9 @@ mod host;
 #[path = "sys/macos.rs"]
 mod host;
 
-pub(crate) use host::UNIX_PATH_MAX;
+pub(crate) mod ninep;
+
+pub use host::Event;
+pub(crate) use host::discard;
+pub(crate) use host::disk;
+pub(crate) use host::{SEND_NO_SIGNAL, UNIX_PATH_MAX};

@@ -15,10 +15,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const BURST: u32 = 4;
 
 /// Keeps guest-triggerable log lines to a handful a period and counts the ones left out.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct LogLimit(Mutex<Window>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Window {
     start: Option<Instant>,
     lines: u32,
@@ -28,6 +28,11 @@ struct Window {
 impl LogLimit {
     /// Length of a period.
     const PERIOD: Duration = Duration::from_secs(10);
+
+    /// A new one, also for a static.
+    pub(crate) const fn new() -> Self {
+        LogLimit(Mutex::new(Window { start: None, lines: 0, suppressed: 0 }))
+    }
 
     /// Whether a line may be logged now. If so, says how many were left out since the last one, as a suffix for that line.
     pub(crate) fn allow(&self) -> Option<Suppressed> {

@@ -1,4 +1,5 @@
-//! A PL011 on real pipes, sockets, files and terminals of the host, driven like a guest's driver drives it.
+//! Character devices on real pipes, sockets, files and terminals of the host, mostly behind a PL011 that is driven like a guest's
+//! driver drives it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -6,14 +7,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
 use hvrun_arch::{IrqChip, Spi};
 use hvrun_devices::backend::chardev::escape::{EscapeCommand, EscapeFilter};
 use hvrun_devices::backend::chardev::terminal::{self, RawTerminal};
-use hvrun_devices::backend::chardev::{ChardevConfig, ChardevError, StdioStreams, Stream, open};
+use hvrun_devices::backend::chardev::{
+    CharBackend, CharFrontend, ChardevConfig, ChardevError, Peer, StdioStreams, Stream, open,
+};
 use hvrun_devices::{IrqLine, MmioDevice, Pl011};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::termios::{LocalModes, tcgetattr};
@@ -560,4 +563,181 @@ fn a_terminal_keeps_its_blocking_mode() {
     guest.print(b"x");
     assert_eq!(read_exactly(&mut master, 1), b"x");
     assert!(!fcntl_getfl(other.as_fd()).unwrap().contains(OFlags::NONBLOCK));
+}
+
+/// A device that only counts what it is told.
+#[derive(Default)]
+struct Watcher {
+    peer_changes: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl CharFrontend for Watcher {
+    fn input_ready(&self) {}
+
+    fn input_retry(&self) {}
+
+    fn output_ready(&self) {}
+
+    fn peer_changed(&self) {
+        *self.peer_changes.lock().unwrap() += 1;
+        self.changed.notify_all();
+    }
+}
+
+impl Watcher {
+    fn on(backend: &dyn CharBackend) -> Arc<Watcher> {
+        let watcher = Arc::new(Watcher::default());
+        let frontend: Weak<Watcher> = Arc::downgrade(&watcher);
+        backend.attach(frontend);
+        watcher
+    }
+
+    /// Waits until the peer has changed `count` times since the beginning.
+    fn wait(&self, count: usize) {
+        let changes = self.peer_changes.lock().unwrap();
+        let waited = self.changed.wait_timeout_while(changes, FOR_EVER, |changes| *changes < count).unwrap();
+        assert!(!waited.1.timed_out());
+    }
+}
+
+/// Waits for input and gives all of it.
+fn take(backend: &dyn CharBackend) -> Vec<u8> {
+    while !backend.has_input() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let mut buf = vec![0; 100];
+    let count = backend.read(&mut buf);
+    buf.truncate(count);
+    buf
+}
+
+/// A listener, and a character device that has connected to it.
+fn connected(dir: &Path) -> (Arc<dyn CharBackend>, UnixStream) {
+    let path = dir.join("server");
+    let server = UnixListener::bind(&path).unwrap();
+    let backend = open(&ChardevConfig::UnixConnect(path), None).unwrap();
+    let (stream, _) = server.accept().unwrap();
+    stream.set_read_timeout(Some(FOR_EVER)).unwrap();
+    (backend, stream)
+}
+
+#[test]
+fn a_port_connects_to_a_program_that_listens() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, mut server) = connected(dir.path());
+    assert!(backend.peer().connected);
+    assert_eq!(backend.send(b"to the server"), 13);
+    assert_eq!(read_exactly(&mut server, 13), b"to the server");
+    server.write_all(b"to the guest").unwrap();
+    assert_eq!(take(backend.as_ref()), b"to the guest");
+}
+
+#[test]
+fn a_program_that_does_not_listen_is_an_error_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nobody");
+    let error = open(&ChardevConfig::UnixConnect(path.clone()), None).unwrap_err();
+    assert!(matches!(error, ChardevError::Connect { .. }), "{error}");
+    assert!(error.to_string().contains("nobody"), "{error}");
+}
+
+#[test]
+fn a_server_that_went_away_is_noticed_and_stalls_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, mut server) = connected(dir.path());
+    let watcher = Watcher::on(backend.as_ref());
+    server.write_all(b"bye").unwrap();
+    drop(server);
+    watcher.wait(1);
+    assert!(!backend.peer().connected);
+    assert_eq!(take(backend.as_ref()), b"bye");
+    for _ in 0..100 {
+        assert_eq!(backend.send(&[b'x'; 10_000]), 10_000);
+    }
+    assert!(backend.flush(Some(FOR_EVER)));
+}
+
+#[test]
+fn clients_that_come_and_go_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server");
+    let backend = open(&ChardevConfig::Unix(path.clone()), None).unwrap();
+    assert_eq!(backend.peer(), Peer::NOBODY);
+    let watcher = Watcher::on(backend.as_ref());
+    let client = UnixStream::connect(&path).unwrap();
+    watcher.wait(1);
+    assert_eq!(backend.peer(), Peer { connected: true, connections: 1 });
+    drop(client);
+    watcher.wait(2);
+    assert_eq!(backend.peer(), Peer { connected: false, connections: 1 });
+    let _client = UnixStream::connect(&path).unwrap();
+    watcher.wait(3);
+    assert_eq!(backend.peer(), Peer { connected: true, connections: 2 });
+}
+
+#[test]
+fn messages_and_single_bytes_keep_their_order() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let backend = Stream::socket("test", theirs).unwrap();
+    let mut expected = Vec::new();
+    let reader = thread::spawn(move || read_exactly(&mut ours, 200 * 1001));
+    for index in 0..200 {
+        let message = pasted(1000);
+        let mut sent = 0;
+        while sent < message.len() {
+            sent += backend.send(&message[sent..]);
+        }
+        while backend.write(&[pattern(index)]) == 0 {}
+        expected.extend(message);
+        expected.push(pattern(index));
+    }
+    assert!(backend.flush(Some(FOR_EVER)));
+    assert!(reader.join().unwrap() == expected);
+}
+
+#[test]
+fn a_pseudo_terminal_carries_bytes_both_ways_as_they_are() {
+    let backend = open(&ChardevConfig::Pty, None).unwrap();
+    let watcher = Watcher::on(backend.as_ref());
+    let path = backend.terminal().unwrap();
+    let mut slave = fs::File::options().read(true).write(true).open(path).unwrap();
+    watcher.wait(1);
+    assert_eq!(backend.send(b"\x00\n\x03\xff"), 4);
+    assert_eq!(read_exactly(&mut slave, 4), b"\x00\n\x03\xff");
+    slave.write_all(b"\r\x03\x04\xfe").unwrap();
+    let mut received = Vec::new();
+    while received.len() < 4 {
+        received.extend(take(backend.as_ref()));
+    }
+    assert_eq!(received, b"\r\x03\x04\xfe");
+}
+
+#[test]
+fn a_mebibyte_through_a_pseudo_terminal_arrives_intact() {
+    let backend = open(&ChardevConfig::Pty, None).unwrap();
+    let watcher = Watcher::on(backend.as_ref());
+    let mut slave = fs::File::open(backend.terminal().unwrap()).unwrap();
+    watcher.wait(1);
+    let reader = thread::spawn(move || read_exactly(&mut slave, MIB));
+    let mut left = &pasted(MIB)[..];
+    while !left.is_empty() {
+        left = &left[backend.send(left)..];
+        thread::yield_now();
+    }
+    assert!(reader.join().unwrap() == pasted(MIB), "the output arrived damaged");
+}
+
+#[test]
+fn output_to_a_pseudo_terminal_that_nobody_has_open_does_not_stall_the_guest() {
+    let backend = open(&ChardevConfig::Pty, None).unwrap();
+    let watcher = Watcher::on(backend.as_ref());
+    let slave = fs::File::open(backend.terminal().unwrap()).unwrap();
+    watcher.wait(1);
+    while backend.send(&[b'x'; 10_000]) > 0 {}
+    drop(slave);
+    watcher.wait(2);
+    assert!(!backend.peer().connected);
+    assert!(backend.flush(Some(FOR_EVER)));
+    assert_eq!(backend.send(&[b'x'; 10_000]), 10_000);
 }

@@ -1,12 +1,18 @@
 //! The one description of a machine: plain data that every front door produces, and its validation.
 //! It opens no file; what only the host can tell is found out by [`crate::MachineBuilder::build`].
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use hvrun_arch::aarch64::layout::{MAX_CPUS, RAM_BASE};
 use hvrun_arch::hypervisor::UnknownAccel;
 use hvrun_arch::{Accel, GicChoice};
 use hvrun_devices::backend::chardev::ChardevConfig;
+use hvrun_devices::backend::disk::{DiskConfig, DiskConfigError};
+use hvrun_devices::backend::ninep::ShareConfig;
+use hvrun_devices::virtio::balloon::BalloonConfig;
+use hvrun_devices::virtio::console::{self, ConsoleConfig, PortConfig};
+use hvrun_devices::virtio::rng::RngConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::size::MemorySize;
@@ -45,6 +51,27 @@ pub struct MachineConfig {
     /// What the guest's serial port (`ttyAMA0`) is connected to.
     #[serde(default)]
     pub serial: ChardevConfig,
+    /// Disks: `/dev/vda`, `/dev/vdb` and so on in the guest.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Directories of the host that the guest may mount by their tags.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
+    /// Consoles: `/dev/hvc0`, `/dev/hvc1` and so on in the guest.
+    #[serde(default)]
+    pub consoles: Vec<ConsoleConfig>,
+    /// Serial ports for the guest's programs: `/dev/virtio-ports/NAME`.
+    #[serde(default)]
+    pub ports: Vec<PortConfig>,
+    /// A source of entropy.
+    #[serde(default = "default_rng")]
+    pub rng: Option<RngConfig>,
+    /// A balloon, by which memory that the guest does not use goes back to the host.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
+    /// What carries the virtio devices.
+    #[serde(default)]
+    pub transport: Transport,
     /// What happens when the guest asks for something to happen to the machine.
     #[serde(default)]
     pub lifecycle: LifecycleConfig,
@@ -57,6 +84,53 @@ pub struct LifecycleConfig {
     /// A guest's reset ends the machine instead of rebooting it.
     pub no_reboot: bool,
 }
+
+fn default_rng() -> Option<RngConfig> {
+    Some(RngConfig::default())
+}
+
+/// What carries a machine's virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// PCI Express, with an interrupt a queue: what firmware and distributions expect.
+    #[default]
+    Pci,
+    /// virtio-mmio: a window and an interrupt a device. For kernels without PCI, at most 32 devices.
+    Mmio,
+}
+
+impl Transport {
+    /// Every transport.
+    pub const ALL: [Transport; 2] = [Transport::Pci, Transport::Mmio];
+
+    /// The name used on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Transport::Pci => "pci",
+            Transport::Mmio => "mmio",
+        }
+    }
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Transport {
+    type Err = UnknownTransport;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Transport::ALL.into_iter().find(|t| t.name() == s).ok_or_else(|| UnknownTransport(s.to_owned()))
+    }
+}
+
+/// "{0}" is not a transport; the transports are pci and mmio.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is not a transport; the transports are pci and mmio")]
+pub struct UnknownTransport(pub String);
 
 const fn default_cpus() -> u32 {
     1
@@ -101,6 +175,35 @@ pub enum ConfigError {
     /// A command line that the kernel would cut short.
     #[error("cmdline: {0}")]
     CommandLine(String),
+    /// A disk that cannot be.
+    #[error("disk {}: {source}", path.display())]
+    Disk {
+        /// Which image.
+        path: PathBuf,
+        /// What is wrong.
+        source: DiskConfigError,
+    },
+    /// Two shares that the guest could not tell apart.
+    #[error("two shares have the tag {0:?}, by which the guest mounts them; give one of them another")]
+    ShareTag(String),
+    /// Two ports on the same standard streams.
+    #[error(
+        "stdio: only one of serial port, consoles and ports can be there; put the serial port elsewhere with --serial none"
+    )]
+    StdioTwice,
+    /// Consoles and ports that cannot be.
+    #[error("{0}")]
+    Console(String),
+    /// More virtio devices than the transport has places for.
+    #[error("{devices} virtio devices are too many for --transport {transport}, which has {most} places")]
+    TooManyDevices {
+        /// How many there are.
+        devices: usize,
+        /// What carries them.
+        transport: Transport,
+        /// How many it can carry.
+        most: u32,
+    },
     /// An empty list of accelerators.
     #[error("accel: no accelerator is named; the accelerators are hvf, kvm and soft")]
     NoAccel,
@@ -176,8 +279,27 @@ impl MachineConfig {
             accel: default_accel(),
             gic: GicChoice::Auto,
             serial: ChardevConfig::default(),
+            disks: Vec::new(),
+            shares: Vec::new(),
+            consoles: Vec::new(),
+            ports: Vec::new(),
+            rng: default_rng(),
+            balloon: None,
+            transport: Transport::default(),
             lifecycle: LifecycleConfig::default(),
         }
+    }
+
+    /// Where the serial port, the consoles and the ports go.
+    fn places(&self) -> impl Iterator<Item = &ChardevConfig> {
+        let consoles = self.consoles.iter().map(|console| &console.to);
+        let ports = self.ports.iter().map(|port| &port.to);
+        std::iter::once(&self.serial).chain(consoles).chain(ports)
+    }
+
+    /// Whether a serial port or console is on standard input and output.
+    pub fn is_on_stdio(&self) -> bool {
+        self.places().any(|to| *to == ChardevConfig::Stdio)
     }
 
     /// Checks all that can be told without opening anything. [`crate::MachineBuilder::build`] does it too.
@@ -196,6 +318,18 @@ impl MachineConfig {
             .map_err(|error| ConfigError::CommandLine(error.to_string()))?;
         if self.accel.is_empty() {
             return Err(ConfigError::NoAccel);
+        }
+        for disk in &self.disks {
+            disk.validate().map_err(|source| ConfigError::Disk { path: disk.path.clone(), source })?;
+        }
+        let mut tags = HashSet::new();
+        if let Some(share) = self.shares.iter().find(|share| !tags.insert(share.tag.as_str())) {
+            return Err(ConfigError::ShareTag(share.tag.clone()));
+        }
+        console::validate(&self.consoles, &self.ports)
+            .map_err(|error| ConfigError::Console(error.to_string()))?;
+        if self.places().filter(|to| **to == ChardevConfig::Stdio).count() > 1 {
+            return Err(ConfigError::StdioTwice);
         }
         Ok(())
     }

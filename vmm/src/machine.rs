@@ -4,16 +4,23 @@
 //! The order matters: what costs nothing comes first, and the serial port (which may create a file or a socket) last.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hvrun_arch::aarch64::layout::{GPIO_SPI, Layout, RTC_SPI, UART_SPI};
+use hvrun_arch::aarch64::layout::{Layout, VIRTIO_MMIO_SLOTS};
 use hvrun_arch::{BootState, GuestMemory, Hypervisor, HypervisorError, Vm, VmConfig};
 use hvrun_boot::{BootConfig, BootError, Initrd, Kernel, Loaded};
+use hvrun_devices::BusError;
 use hvrun_devices::backend::chardev::{self, CharBackend, ChardevError, StdioStreams};
-use hvrun_devices::{Bus, BusError, IrqLine, Pl011, Pl031, Pl061};
+use hvrun_devices::backend::disk::DiskError;
+use hvrun_devices::backend::ninep::ShareError;
+use hvrun_devices::pci::PciError;
+use hvrun_devices::virtio::VirtioDevice;
+use hvrun_devices::virtio::console::ConsoleError;
+use hvrun_devices::virtio::pci::VirtioPciError;
 
-use crate::config::{AddressSpace, ConfigError, MachineConfig};
+use crate::config::{AddressSpace, ConfigError, MachineConfig, Transport};
+use crate::devices::{self, Chassis, Devices};
 use crate::lifecycle::Lifecycle;
 use crate::ram::{self, RamError};
 use crate::running::{MachineControl, RunError, RunningMachine};
@@ -37,6 +44,32 @@ pub enum BuildError {
     /// The serial port cannot be connected.
     #[error(transparent)]
     Serial(#[from] ChardevError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The host has no descriptor or thread left for a disk.
+    #[error("cannot start disk {}", path.display())]
+    DiskThreads {
+        /// Which disk.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The host has no descriptor left for the balloon.
+    #[error("cannot make the balloon")]
+    Balloon(#[source] std::io::Error),
+    /// A share cannot be used.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// Consoles or ports cannot be connected.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// A device that PCI cannot carry.
+    #[error(transparent)]
+    VirtioPci(#[from] VirtioPciError),
+    /// The PCI bus has no place left.
+    #[error(transparent)]
+    Pci(#[from] PciError),
     /// Two devices want the same addresses.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -48,12 +81,13 @@ pub struct MachineBuilder {
     serial: Option<Arc<dyn CharBackend>>,
     stdio: Option<StdioStreams>,
     hypervisor: Option<Arc<dyn Hypervisor>>,
+    virtio: Vec<Arc<dyn VirtioDevice>>,
 }
 
 impl MachineBuilder {
     /// A machine by `config` alone.
     pub fn new(config: MachineConfig) -> Self {
-        MachineBuilder { config, serial: None, stdio: None, hypervisor: None }
+        MachineBuilder { config, serial: None, stdio: None, hypervisor: None, virtio: Vec::new() }
     }
 
     /// Connects the serial port to `backend`, whatever [`MachineConfig::serial`] says.
@@ -77,15 +111,28 @@ impl MachineBuilder {
         self
     }
 
+    /// Adds a virtio device of one's own, behind those of the configuration.
+    #[must_use]
+    pub fn virtio(mut self, device: Arc<dyn VirtioDevice>) -> Self {
+        self.virtio.push(device);
+        self
+    }
+
     /// Makes the machine. Threads that come into being block all asynchronous signals.
     pub fn build(self) -> Result<Machine, BuildError> {
         signals::blocked(|| self.build_inner())
     }
 
     fn build_inner(self) -> Result<Machine, BuildError> {
-        let MachineBuilder { config, serial, stdio, hypervisor } = self;
+        let MachineBuilder { config, serial, mut stdio, hypervisor, virtio: others } = self;
         config.validate()?;
-        let boot_config = boot_config(&config)?;
+        let mut boot_config = boot_config(&config)?;
+        let mut virtio = devices::open_virtio(&config, &mut stdio)?;
+        virtio.all.extend(others);
+        if config.transport == Transport::Mmio {
+            boot_config.virtio_mmio_slots =
+                mmio_slots(virtio.all.len() + usize::from(config.balloon.is_some()))?;
+        }
         // RAM is where it is with every accelerator.
         boot_config.plan(&Layout::new(config.cpus, config.memory.bytes()))?;
         let hypervisor = match hypervisor {
@@ -107,7 +154,12 @@ impl MachineBuilder {
             Some(serial) => serial,
             None => chardev::open(&config.serial, stdio)?,
         };
-        let devices = Devices::new(vm.as_ref(), &layout, serial)?;
+        if let Some(balloon) = config.balloon {
+            virtio.all.push(devices::open_balloon(balloon, vm.as_ref(), &memory)?);
+        }
+        let chassis =
+            Chassis { vm: vm.as_ref(), layout: &layout, memory: &memory, transport: config.transport };
+        let devices = Devices::new(&chassis, serial, virtio)?;
         log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
         Ok(Machine {
             inner: Arc::new(Inner {
@@ -130,6 +182,7 @@ impl fmt::Debug for MachineBuilder {
             .field("serial", &self.serial)
             .field("stdio", &self.stdio)
             .field("hypervisor", &self.hypervisor)
+            .field("virtio", &self.virtio)
             .finish()
     }
 }
@@ -143,7 +196,14 @@ fn boot_config(config: &MachineConfig) -> Result<BootConfig, BootError> {
         cmdline: config.cmdline.clone(),
         cpus: config.cpus,
         seeds: None,
+        virtio_mmio_slots: 0,
     })
+}
+
+/// How many slots `devices` devices take.
+fn mmio_slots(devices: usize) -> Result<u32, ConfigError> {
+    let slots = u32::try_from(devices).ok().filter(|slots| *slots <= VIRTIO_MMIO_SLOTS);
+    slots.ok_or(ConfigError::TooManyDevices { devices, transport: Transport::Mmio, most: VIRTIO_MMIO_SLOTS })
 }
 
 /// The boot CPU's first state, by the arm64 boot protocol.
@@ -205,25 +265,5 @@ impl fmt::Debug for Inner {
             .field("lifecycle", &self.lifecycle)
             .field("bus", &self.devices.bus)
             .finish_non_exhaustive()
-    }
-}
-
-/// The devices that every machine has.
-pub(crate) struct Devices {
-    pub(crate) bus: Bus,
-    pub(crate) uart: Arc<Pl011>,
-    pub(crate) gpio: Arc<Pl061>,
-}
-
-impl Devices {
-    fn new(vm: &dyn Vm, layout: &Layout, serial: Arc<dyn CharBackend>) -> Result<Self, BusError> {
-        let line = |spi| IrqLine::new(vm.irq_chip(), spi);
-        let bus = Bus::new();
-        let uart = Pl011::new(line(UART_SPI), serial);
-        let gpio = Pl061::new(line(GPIO_SPI));
-        bus.insert(layout.uart, uart.clone())?;
-        bus.insert(layout.rtc, Arc::new(Pl031::new(line(RTC_SPI))))?;
-        bus.insert(layout.gpio, gpio.clone())?;
-        Ok(Devices { bus, uart, gpio })
     }
 }

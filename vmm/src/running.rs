@@ -134,12 +134,12 @@ impl RunningMachine {
 
     /// Lets the last output leave. What is lost is reported by the serial port's back-end, when it is dropped.
     fn flush(&self, patiently: bool) {
-        let uart = &self.inner.devices.uart;
+        let devices = &self.inner.devices;
         if !patiently {
-            uart.flush(Some(STOP_GRACE));
+            devices.flush(STOP_GRACE);
             return;
         }
-        while !uart.flush(Some(FLUSH_STEP)) && !self.inner.lifecycle.stop_asked_before(STOP_GRACE) {}
+        while !devices.flush(FLUSH_STEP) && !self.inner.lifecycle.stop_asked_before(STOP_GRACE) {}
     }
 }
 

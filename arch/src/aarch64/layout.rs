@@ -8,6 +8,7 @@
 //! 0x0A00_0000  virtio-mmio (32 x 0x200)
 //! 0x1000_0000  PCIe 32-bit MMIO    0x3EFF_0000  PCIe PIO         0x3F00_0000  PCIe ECAM
 //! 0x4000_0000  RAM
+//! above RAM    PCIe 64-bit MMIO, from 512 GiB on if the host's address space reaches that far
 //! ```
 
 use crate::hypervisor::Spi;
@@ -26,7 +27,11 @@ pub const RTC_SPI: Spi = Spi(2);
 pub const GPIO_SPI: Spi = Spi(7);
 /// INTA to INTD of the PCIe host bridge: level, high.
 pub const PCI_INTX_SPI: Spi = Spi(3);
-/// First virtio-mmio slot's interrupt.
+/// How many virtio-mmio slots there are.
+pub const VIRTIO_MMIO_SLOTS: u32 = 32;
+/// Size of a virtio-mmio slot's window.
+pub const VIRTIO_MMIO_SLOT_SIZE: u64 = 0x200;
+/// First virtio-mmio slot's interrupt: edge.
 pub const VIRTIO_MMIO_SPI: Spi = Spi(16);
 /// First SPI that the GICv2m frame hands out.
 pub const V2M_SPI: Spi = Spi(48);
@@ -118,13 +123,21 @@ pub struct Layout {
     pub pci_ecam: Window,
     /// RAM.
     pub ram: Window,
+    /// PCIe memory above RAM. Empty if there is no room for it.
+    pub pci_mmio64: Window,
 }
+
+/// Largest and preferred size of the PCIe memory above RAM: QEMU's.
+const PCI_MMIO64_MAX: u64 = 512 << 30;
+/// Smallest size that is worth having it.
+const PCI_MMIO64_MIN: u64 = 1 << 30;
 
 /// Where RAM begins.
 pub const RAM_BASE: u64 = 0x4000_0000;
 
 impl Layout {
-    /// The map of a machine with `cpus` vCPUs and `ram` bytes of memory.
+    /// The map of a machine with `cpus` vCPUs and `ram` bytes of memory, without PCIe memory above it: how far addresses reach is
+    /// the host's affair ([`Layout::with_ipa_bits`]).
     pub const fn new(cpus: u32, ram: u64) -> Self {
         Layout {
             flash: [Window::new(0, 0x0400_0000), Window::new(0x0400_0000, 0x0400_0000)],
@@ -138,16 +151,42 @@ impl Layout {
             rtc: Window::new(0x0901_0000, 0x1000),
             fw_cfg: Window::new(0x0902_0000, 0x18),
             gpio: Window::new(0x0903_0000, 0x1000),
-            virtio_mmio: Window::new(0x0A00_0000, 32 * 0x200),
+            virtio_mmio: Window::new(0x0A00_0000, VIRTIO_MMIO_SLOTS as u64 * VIRTIO_MMIO_SLOT_SIZE),
             pci_mmio32: Window::new(0x1000_0000, 0x2EFF_0000),
             pci_pio: Window::new(0x3EFF_0000, 0x1_0000),
             pci_ecam: Window::new(0x3F00_0000, 0x0100_0000),
             ram: Window::new(RAM_BASE, ram),
+            pci_mmio64: Window::new(RAM_BASE.saturating_add(ram), 0),
         }
     }
 
+    /// This map with the PCIe memory above RAM that fits into `bits` of guest physical address: the largest power of two up to
+    /// 512 GiB, at a multiple of its size. Every host with 40 bits has it where QEMU does.
+    #[must_use]
+    pub const fn with_ipa_bits(mut self, bits: u32) -> Self {
+        let limit = if bits < 64 { 1 << bits } else { u64::MAX };
+        let mut size = PCI_MMIO64_MAX;
+        while size >= PCI_MMIO64_MIN {
+            if let Some(base) = self.ram.end().checked_next_multiple_of(size)
+                && base < limit
+                && limit - base >= size
+            {
+                self.pci_mmio64 = Window::new(base, size);
+                return self;
+            }
+            size /= 2;
+        }
+        self.pci_mmio64 = Window::new(self.ram.end(), 0);
+        self
+    }
+
+    /// The window of virtio-mmio slot `slot`.
+    pub const fn virtio_mmio_slot(&self, slot: u32) -> Window {
+        Window::new(self.virtio_mmio.base + slot as u64 * VIRTIO_MMIO_SLOT_SIZE, VIRTIO_MMIO_SLOT_SIZE)
+    }
+
     /// Every window with its name, in no particular order.
-    pub fn windows(&self) -> [(&'static str, Window); 15] {
+    pub fn windows(&self) -> [(&'static str, Window); 16] {
         [
             ("flash 0", self.flash[0]),
             ("flash 1", self.flash[1]),
@@ -164,6 +203,7 @@ impl Layout {
             ("PCIe PIO", self.pci_pio),
             ("PCIe ECAM", self.pci_ecam),
             ("RAM", self.ram),
+            ("PCIe 64-bit MMIO", self.pci_mmio64),
         ]
     }
 }
@@ -177,9 +217,35 @@ pub const fn mpidr(id: u32) -> u64 {
 mod tests {
     use super::*;
 
+    const GIB: u64 = 1 << 30;
+
+    fn mmio64(ram: u64, bits: u32) -> Window {
+        Layout::new(1, ram).with_ipa_bits(bits).pci_mmio64
+    }
+
+    #[test]
+    fn pcie_memory_is_where_qemu_has_it_if_addresses_reach_there() {
+        assert_eq!(mmio64(4 * GIB, 40), Window::new(512 * GIB, 512 * GIB));
+        assert_eq!(mmio64(4 * GIB, 48), Window::new(512 * GIB, 512 * GIB));
+        assert_eq!(mmio64(600 * GIB, 48), Window::new(1024 * GIB, 512 * GIB));
+    }
+
+    #[test]
+    fn pcie_memory_takes_the_room_there_is_above_ram() {
+        assert_eq!(mmio64(4 * GIB, 36), Window::new(32 * GIB, 32 * GIB));
+        assert_eq!(mmio64(40 * GIB, 36), Window::new(48 * GIB, 16 * GIB));
+    }
+
+    #[test]
+    fn without_room_above_ram_there_is_no_pcie_memory() {
+        assert_eq!(mmio64(63 * GIB, 36), Window::new(64 * GIB, 0));
+        assert_eq!(mmio64(2 * GIB, 32).size, GIB);
+        assert_eq!(mmio64(3 * GIB, 32).size, 0);
+    }
+
     #[test]
     fn no_two_windows_overlap() {
-        let layout = Layout::new(MAX_CPUS, 1 << 30);
+        let layout = Layout::new(MAX_CPUS, 1 << 30).with_ipa_bits(36);
         let windows = layout.windows();
         for (i, (a_name, a)) in windows.iter().enumerate() {
             for (b_name, b) in &windows[i + 1..] {

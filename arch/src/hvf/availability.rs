@@ -105,7 +105,7 @@ pub fn refused(result: HvReturn, host: Host, program: Option<&Path>) -> String {
             "hv_vm_create answers {result}: this Mac is itself a virtual machine, and what it runs in offers no nested \
              virtualisation; run on the Mac below it, or use the soft accelerator"
         ),
-        HvReturn::DENIED | HvReturn::UNSUPPORTED => {
+        _ if is_forbidden(result, host) => {
             let program = program.map_or_else(|| "hvrun".to_owned(), |path| quoted(&path.to_string_lossy()));
             format!(
                 "the program lacks the entitlement {ENTITLEMENT} (hv_vm_create answers {result}); every build and every \
@@ -121,6 +121,11 @@ pub fn refused(result: HvReturn, host: Host, program: Option<&Path>) -> String {
         }
         _ => format!("hv_vm_create answers {result}"),
     }
+}
+
+/// Whether that answer means that the Mac could make a VM, and that it is for this process to become one that may.
+pub fn is_forbidden(result: HvReturn, host: Host) -> bool {
+    result == HvReturn::DENIED || result == HvReturn::UNSUPPORTED && !host.inside_vm
 }
 
 /// `text` as one word of a shell.
@@ -178,6 +183,12 @@ mod tests {
     #[test]
     fn denied_inside_a_virtual_machine_still_means_the_entitlement() {
         assert!(refused(HvReturn::DENIED, GUEST, None).contains("lacks the entitlement"));
+    }
+
+    #[test]
+    fn only_what_a_signature_mends_is_forbidden() {
+        assert!(is_forbidden(HvReturn::DENIED, MAC) && is_forbidden(HvReturn::UNSUPPORTED, MAC));
+        assert!(!is_forbidden(HvReturn::UNSUPPORTED, GUEST) && !is_forbidden(HvReturn::BUSY, MAC));
     }
 
     #[test]

@@ -24,6 +24,7 @@ macro_rules! with_framework {
 
 with_framework! {
     mod ffi;
+    mod ram;
     mod sys;
     mod vcpu;
     mod vm;

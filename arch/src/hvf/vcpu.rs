@@ -8,6 +8,7 @@ use super::ffi::{
     self, ExitReason, Framework, GeneralReg, IccReg, InterruptType, RedistributorReg, SystemReg,
 };
 use super::id_registers::{self, Facts};
+use super::ram::Ram;
 use super::registers::{GIC_CPU_INTERFACE, GIC_GROUP_ENABLES, GUEST_STATE};
 use super::vm::Guest;
 use crate::aarch64::layout;
@@ -188,9 +189,16 @@ impl RawVcpu for HvfVcpu {
             return Ok(RawExit::Canceled);
         }
         self.ran = true;
+        let discards = self.guest.ram().map_or(0, Ram::generation);
         let exit = self.vcpu.run();
         self.guest.quiesce().leave(self.id);
         match decode(exit?) {
+            // It fell into a hole that is closed again.
+            RawExit::Exception { syndrome, ipa, .. }
+                if self.guest.ram().is_some_and(|ram| ram.explains(discards, syndrome, ipa)) =>
+            {
+                Ok(RawExit::Canceled)
+            }
             RawExit::VtimerActivated if self.guest.host_gic().is_some() => {
                 self.hand_timer_to_host()?;
                 Ok(RawExit::Canceled)

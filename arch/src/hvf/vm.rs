@@ -6,19 +6,20 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::availability;
 use super::ffi::{self, Framework, GicPlace};
 use super::quiesce::Quiesce;
+use super::ram::Ram;
 use super::vcpu::HvfVcpu;
 use super::{gic_layout, ipa, sys};
 use crate::aarch64::layout::{Layout, MAX_CPUS, V2M_SPI, V2M_SPI_COUNT};
 use crate::aarch64::trap_vcpu::{HostGic, TrapMachine, TrapVcpu};
 use crate::hypervisor::{
-    Accel, BootState, GicChoice, Hypervisor, HypervisorError, IrqChip, Spi, Vcpu, Vm, VmConfig,
+    Accel, BootState, GicChoice, Hypervisor, HypervisorError, IrqChip, RamDiscard, Spi, Vcpu, Vm, VmConfig,
 };
 use crate::memory::GuestMemory;
 
@@ -29,6 +30,16 @@ static TRIAL: Mutex<()> = Mutex::new(());
 
 fn unavailable(reason: String) -> HypervisorError {
     HypervisorError::Unavailable { accel: Accel::Hvf, reason }
+}
+
+/// What `result` of hv_vm_create on `host` means.
+fn refused(result: availability::HvReturn, host: availability::Host) -> HypervisorError {
+    let reason = availability::refused(result, host, sys::program().as_deref());
+    if availability::is_forbidden(result, host) {
+        HypervisorError::Forbidden { accel: Accel::Hvf, reason }
+    } else {
+        unavailable(reason)
+    }
 }
 
 /// The right to have the process' one VM.
@@ -79,7 +90,7 @@ impl HvfHypervisor {
             if !VM_EXISTS.load(Ordering::SeqCst) {
                 let result = framework.try_vm();
                 if result != availability::HvReturn::SUCCESS {
-                    return Err(unavailable(availability::refused(result, host, sys::program().as_deref())));
+                    return Err(refused(result, host));
                 }
             }
         }
@@ -130,6 +141,9 @@ impl Hypervisor for HvfHypervisor {
 
     fn layout(&self, cpus: u32, ram: u64, gic: GicChoice) -> Result<Layout, HypervisorError> {
         let layout = Layout::new(cpus, ram);
+        // PCIe memory takes the room that is left in the smallest address space that RAM fits into.
+        let bits = ipa::bits_for(layout.ram.end(), self.default_ipa_bits, self.max_ipa_bits);
+        let layout = layout.with_ipa_bits(bits);
         Ok(self.host_gic(layout.clone(), gic)?.map_or(layout, |(_, layout)| layout))
     }
 
@@ -198,10 +212,9 @@ pub struct Guest {
     ipa_bits: u32,
     gic: Option<ffi::Gic>,
     quiesce: Quiesce,
-    /// What is mapped: guest address and size.
-    mapped: Vec<(u64, usize)>,
-    /// Behind the mappings.
     memory: GuestMemory,
+    /// Its mappings, once they are made.
+    ram: Option<Ram>,
     /// Last, so that it is dropped when all is over.
     _claim: Claim,
 }
@@ -211,7 +224,7 @@ impl fmt::Debug for Guest {
         f.debug_struct("Guest")
             .field("ipa_bits", &self.ipa_bits)
             .field("host_gic", &self.gic.is_some())
-            .field("mapped", &self.mapped)
+            .field("ram", &self.ram)
             .finish_non_exhaustive()
     }
 }
@@ -226,16 +239,15 @@ impl Guest {
         let claim = Claim::new()?;
         let result = framework.create_vm(asked)?;
         if result != availability::HvReturn::SUCCESS {
-            let reason = availability::refused(result, sys::host(), sys::program().as_deref());
-            return Err(unavailable(reason));
+            return Err(refused(result, sys::host()));
         }
         Ok(Guest {
             framework,
             ipa_bits,
             gic: None,
             quiesce: Quiesce::new(config.cpus),
-            mapped: Vec::new(),
             memory: config.memory.clone(),
+            ram: None,
             _claim: claim,
         })
     }
@@ -257,16 +269,7 @@ impl Guest {
     }
 
     fn map_memory(&mut self) -> Result<(), HypervisorError> {
-        for region in self.memory.iter() {
-            let (host, ipa, size) = (region.as_ptr(), region.start_addr().0, region.len());
-            if let Some(reason) = ipa::misaligned(host as u64, ipa, size, sys::page_size()) {
-                return Err(HypervisorError::Call { call: "hv_vm_map", reason });
-            }
-            // SAFETY: the memory lives as long as this value, whose `drop` unmaps it first; nobody holds a Rust reference into
-            // guest memory.
-            unsafe { self.framework.map(host, ipa, size as usize) }?;
-            self.mapped.push((ipa, size as usize));
-        }
+        self.ram = Some(Ram::map(self.framework.clone(), self.memory.clone())?);
         Ok(())
     }
 
@@ -285,6 +288,11 @@ impl Guest {
         self.gic.as_ref()
     }
 
+    /// The RAM.
+    pub fn ram(&self) -> Option<&Ram> {
+        self.ram.as_ref()
+    }
+
     /// Who runs.
     pub fn quiesce(&self) -> &Quiesce {
         &self.quiesce
@@ -293,12 +301,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        for (ipa, size) in self.mapped.drain(..) {
-            // SAFETY: mapped by `map_memory`, and drained, so unmapped once.
-            if let Err(error) = unsafe { self.framework.unmap(ipa, size) } {
-                log::error!("guest memory at {ipa:#x}: {error}");
-            }
-        }
+        self.ram = None;
         // SAFETY: every vCPU holds a reference to this value, so there is none any more.
         if let Err(error) = unsafe { self.framework.destroy_vm() } {
             log::error!("the virtual machine cannot be destroyed: {error}");
@@ -329,8 +332,34 @@ impl Vm for HvfVm {
         self.trap.interrupts().irq_chip()
     }
 
+    fn ram_discard(&self) -> Option<Arc<dyn RamDiscard>> {
+        Some(Arc::new(GuestRam(Arc::downgrade(&self.guest))))
+    }
+
     fn reset(&self) {
         self.trap.reset();
+    }
+}
+
+/// The RAM of a machine that may be gone.
+struct GuestRam(Weak<Guest>);
+
+impl fmt::Debug for GuestRam {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GuestRam")
+    }
+}
+
+impl RamDiscard for GuestRam {
+    fn granule(&self) -> u64 {
+        Ram::granule()
+    }
+
+    fn discard(&self, addr: u64, len: u64) -> Result<(), HypervisorError> {
+        let guest = self.0.upgrade();
+        let ram = guest.as_ref().and_then(|guest| guest.ram());
+        let gone = || HypervisorError::Call { call: "discard", reason: "the machine is gone".to_owned() };
+        ram.ok_or_else(gone)?.discard(addr, len)
     }
 }
 

@@ -71,6 +71,15 @@ pub fn cannot_open(errno: i32, access: Option<&Access>) -> String {
     }
 }
 
+/// The error for a [`DEVICE`] that did not open: who has no permission to a device that is there may get it.
+pub fn not_opened(errno: i32, access: Option<&Access>) -> HypervisorError {
+    let (accel, reason) = (Accel::Kvm, cannot_open(errno, access));
+    match errno {
+        libc::EACCES | libc::EPERM => HypervisorError::Forbidden { accel, reason },
+        _ => HypervisorError::Unavailable { accel, reason },
+    }
+}
+
 /// The group called number `gid` in the text of a group file (group(5)).
 pub fn group_name(group_file: &str, gid: u32) -> Option<String> {
     group_file.lines().find_map(|line| {
@@ -180,6 +189,12 @@ mod tests {
         let access = Access { mode: 0o20600, gid: 0, group: None };
         let reason = cannot_open(libc::EACCES, Some(&access));
         assert!(reason.contains("mode 600") && reason.contains("group 0"), "{reason}");
+    }
+
+    #[test]
+    fn a_denied_device_is_forbidden_and_a_missing_one_is_not() {
+        assert!(matches!(not_opened(libc::EACCES, None), HypervisorError::Forbidden { .. }));
+        assert!(matches!(not_opened(libc::ENOENT, None), HypervisorError::Unavailable { .. }));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Character devices: what stands behind a guest's serial port on the host (a terminal, a file, a socket, nothing).
+//! Character devices: what stands behind a guest's serial port or console on the host (a terminal, a file, a socket, nothing).
 //!
-//! It moves bytes and knows no UART. A device writes and reads without ever blocking ([`CharBackend`]) and is told when
+//! It moves bytes and knows no UART and no virtqueue. A device writes and reads without ever blocking ([`CharBackend`]) and is told when
 //! that became possible again ([`CharFrontend`]). Everything in between is bounded: a consumer that is stuck stalls only
-//! the guest's serial port, and input that the guest does not take stays where it came from.
+//! the guest's port, and input that the guest does not take stays where it came from.
 
 pub mod escape;
 pub mod terminal;
@@ -12,6 +12,7 @@ mod file;
 mod input;
 mod null;
 mod output;
+mod pty;
 mod stdio;
 mod stream;
 mod unix;
@@ -19,7 +20,7 @@ mod unix;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -39,6 +40,13 @@ pub trait CharBackend: Send + Sync + fmt::Debug {
     /// [`CharFrontend::output_ready`] follows once there is room.
     fn write(&self, data: &[u8]) -> usize;
 
+    /// Like [`CharBackend::write`], for a device that writes whole messages: what the peer can take leaves at once and on the calling
+    /// thread, as far as that is possible without blocking; only the rest waits in the buffer. Bytes that come one by one are
+    /// better gathered, with [`CharBackend::write`].
+    fn send(&self, data: &[u8]) -> usize {
+        self.write(data)
+    }
+
     /// Hands out the oldest input, at most `buf.len()` bytes, and says how many. The backend reads from its source only
     /// while its own small buffer has room, so what a device does not take is held back at the source.
     fn read(&self, buf: &mut [u8]) -> usize;
@@ -53,6 +61,45 @@ pub trait CharBackend: Send + Sync + fmt::Debug {
     /// Waits until all output taken so far has left the monitor, at most for `timeout` (`None`: as long as it takes, which
     /// with a stuck consumer is for ever). Says whether it has. Not to be called under a device's lock.
     fn flush(&self, timeout: Option<Duration>) -> bool;
+
+    /// Who is at the other end. [`CharFrontend::peer_changed`] says when the answer has changed. While nobody is connected,
+    /// output is taken and vanishes. Input that a peer has sent may still wait here after it has gone.
+    fn peer(&self) -> Peer {
+        Peer::ALWAYS
+    }
+
+    /// For a pseudo-terminal: the path of the side that other programs open.
+    fn terminal(&self) -> Option<&Path> {
+        None
+    }
+}
+
+/// Who is at the other end of a character device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Whether anybody is.
+    pub connected: bool,
+    /// Counts connections, so that a new peer is told from its predecessor although nobody saw the moment between them.
+    pub connections: u64,
+}
+
+impl Peer {
+    /// A file or standard streams: nobody comes or goes.
+    pub const ALWAYS: Peer = Peer { connected: true, connections: 1 };
+    /// Nobody has come yet.
+    pub const NOBODY: Peer = Peer { connected: false, connections: 0 };
+
+    /// Somebody has come.
+    #[must_use]
+    pub fn joined(self) -> Peer {
+        Peer { connected: true, connections: self.connections.wrapping_add(1) }
+    }
+
+    /// Whoever was there has gone.
+    #[must_use]
+    pub fn left(self) -> Peer {
+        Peer { connected: false, ..self }
+    }
 }
 
 /// The guest's end of a serial line: what a backend tells its device. Calls come from the backend's own threads.
@@ -65,6 +112,9 @@ pub trait CharFrontend: Send + Sync {
 
     /// There is room again after a [`CharBackend::write`] that took too little.
     fn output_ready(&self);
+
+    /// [`CharBackend::peer`] has changed.
+    fn peer_changed(&self) {}
 }
 
 /// Sees all input before the guest does: the place for an escape key. Runs on the backend's reading thread.
@@ -74,19 +124,30 @@ pub trait InputFilter: Send {
     fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>, to_user: &mut Vec<u8>);
 }
 
-/// What a serial port is connected to: the value of `--serial`. Data only; [`open`] makes it real.
+/// What a serial port or a console is connected to: the value of `--serial` and `--console`. Data only; [`open`] makes it real.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum ChardevConfig {
     /// The process' standard input and output.
     #[default]
     Stdio,
     /// Output into a file, which is created or emptied; no input.
     File(PathBuf),
-    /// A unix socket that listens; one client at a time, and another may follow.
+    /// A unix socket that listens (server); one client at a time, and another may follow.
     Unix(PathBuf),
+    /// A unix socket that another program listens on (client). It must do so before the machine starts; when it hangs up, that
+    /// was it.
+    UnixConnect(PathBuf),
+    /// A new pseudo-terminal; its path is in the log and in [`CharBackend::terminal`].
+    Pty,
     /// Output vanishes, there is no input.
     None,
+}
+
+impl ChardevConfig {
+    /// The forms that [`FromStr`] takes, for help texts and error messages.
+    pub const FORMS: &str =
+        "stdio, file:PATH, unix:PATH (listens), unix-connect:PATH (connects), pty or none";
 }
 
 impl fmt::Display for ChardevConfig {
@@ -95,6 +156,8 @@ impl fmt::Display for ChardevConfig {
             ChardevConfig::Stdio => f.write_str("stdio"),
             ChardevConfig::File(path) => write!(f, "file:{}", path.display()),
             ChardevConfig::Unix(path) => write!(f, "unix:{}", path.display()),
+            ChardevConfig::UnixConnect(path) => write!(f, "unix-connect:{}", path.display()),
+            ChardevConfig::Pty => f.write_str("pty"),
             ChardevConfig::None => f.write_str("none"),
         }
     }
@@ -107,17 +170,19 @@ impl FromStr for ChardevConfig {
         let invalid = || ChardevParseError(s.to_owned());
         match s.split_once(':') {
             None if s == "stdio" => Ok(ChardevConfig::Stdio),
+            None if s == "pty" => Ok(ChardevConfig::Pty),
             None if s == "none" => Ok(ChardevConfig::None),
             Some(("file", path)) if !path.is_empty() => Ok(ChardevConfig::File(path.into())),
             Some(("unix", path)) if !path.is_empty() => Ok(ChardevConfig::Unix(path.into())),
+            Some(("unix-connect", path)) if !path.is_empty() => Ok(ChardevConfig::UnixConnect(path.into())),
             _ => Err(invalid()),
         }
     }
 }
 
-/// "{0}" is no place for a serial port.
+/// "{0}" is no place for a serial port or a console.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("\"{0}\" is no place for a serial port; it can be stdio, file:PATH, unix:PATH or none")]
+#[error("\"{0}\" is no place for a serial port or a console; it can be {forms}", forms = ChardevConfig::FORMS)]
 pub struct ChardevParseError(pub String);
 
 /// Why a character device could not be opened.
@@ -125,11 +190,11 @@ pub struct ChardevParseError(pub String);
 pub enum ChardevError {
     /// `stdio` was asked for where there are no standard streams to give away.
     #[error(
-        "serial port on stdio: no standard input and output were given to the machine; use file:PATH, unix:PATH or none"
+        "a port on stdio, but the machine has no standard input and output to give to it (any more); use file:PATH, unix:PATH or none"
     )]
     NoStdio,
     /// The file cannot be created.
-    #[error("cannot create the serial port's file {path}")]
+    #[error("cannot create the file {path} for a guest's output")]
     File {
         /// Which file.
         path: PathBuf,
@@ -168,8 +233,21 @@ pub enum ChardevError {
         /// Why not.
         source: io::Error,
     },
+    /// Nobody listens on the socket.
+    #[error(
+        "cannot connect to the unix socket {path}; a program must listen there before the machine starts"
+    )]
+    Connect {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The host gives no pseudo-terminal.
+    #[error("cannot make a pseudo-terminal")]
+    Pty(#[source] io::Error),
     /// The host has no thread or descriptor left.
-    #[error("cannot start the threads of the serial port {name}")]
+    #[error("cannot start the threads of the character device {name}")]
     Start {
         /// Which backend.
         name: String,
@@ -209,6 +287,8 @@ pub fn open(
         ChardevConfig::Stdio => Arc::new(Stream::stdio(stdio.ok_or(ChardevError::NoStdio)?)?),
         ChardevConfig::File(path) => Arc::new(Stream::file(path)?),
         ChardevConfig::Unix(path) => Arc::new(Stream::unix(path)?),
+        ChardevConfig::UnixConnect(path) => Arc::new(Stream::unix_connect(path)?),
+        ChardevConfig::Pty => Arc::new(Stream::pty()?),
         ChardevConfig::None => Arc::new(Null),
     })
 }
@@ -223,19 +303,21 @@ mod tests {
         assert_eq!("none".parse(), Ok(ChardevConfig::None));
         assert_eq!("file:/tmp/a:b".parse(), Ok(ChardevConfig::File("/tmp/a:b".into())));
         assert_eq!("unix:s.sock".parse(), Ok(ChardevConfig::Unix("s.sock".into())));
+        assert_eq!("unix-connect:./s".parse(), Ok(ChardevConfig::UnixConnect("./s".into())));
+        assert_eq!("pty".parse(), Ok(ChardevConfig::Pty));
     }
 
     #[test]
     fn an_unknown_form_is_refused_with_what_would_work() {
-        for wrong in ["", "file:", "unix:", "file", "Stdio", "tcp:1234", "stdio:"] {
+        for wrong in ["", "file:", "unix:", "unix-connect:", "file", "Stdio", "tcp:1234", "stdio:", "pty:"] {
             let error = wrong.parse::<ChardevConfig>().unwrap_err().to_string();
-            assert!(error.contains("stdio, file:PATH, unix:PATH or none"), "{error}");
+            assert!(error.contains(ChardevConfig::FORMS), "{error}");
         }
     }
 
     #[test]
     fn display_is_what_parses() {
-        for text in ["stdio", "none", "file:/x", "unix:/y"] {
+        for text in ["stdio", "none", "pty", "file:/x", "unix:/y", "unix-connect:/z"] {
             assert_eq!(text.parse::<ChardevConfig>().unwrap().to_string(), text);
         }
     }

@@ -1,4 +1,68 @@
 //! What Linux has its own way.
 
+#[path = "linux/disk.rs"]
+pub(crate) mod disk;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, read, write};
+
 /// Longest path of a unix socket in bytes: `sun_path` has 108, one for the final NUL (unix(7)).
 pub(crate) const UNIX_PATH_MAX: usize = 107;
+
+/// Sending to a socket whose other end has gone shall be an error and no signal (send(2), MSG_NOSIGNAL).
+pub(crate) const SEND_NO_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::NOSIGNAL;
+
+/// A doorbell between threads, and between the kernel and a thread: an eventfd. Signals add up to one until somebody waits.
+#[derive(Debug)]
+pub struct Event(OwnedFd);
+
+impl Event {
+    /// A quiet one.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        // Blocking, so that a wait is one system call.
+        Ok(Event(eventfd(0, EventfdFlags::CLOEXEC)?))
+    }
+
+    /// Wakes the one who waits, or will.
+    pub fn signal(&self) {
+        // Only a counter at its end would make it block, after 2^64 - 2 signals that nobody waited for.
+        let _ = write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Waits for a signal and takes all there are.
+    ///
+    /// # Errors
+    /// What the host says; none is known.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            match read(&self.0, &mut [0u8; 8]) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Makes `len` bytes of private anonymous memory at `start` zero by giving its pages back (madvise(2), MADV_DONTNEED: the next
+/// access sees a new zero page).
+///
+/// # Safety
+/// `start` and `len` are whole pages of such a mapping, to which no reference exists.
+pub(crate) unsafe fn discard(start: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: the caller's promise; the contents may vanish.
+    unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxDontNeed) }
+        .map_err(io::Error::from)
+}

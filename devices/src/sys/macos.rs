@@ -1,4 +1,84 @@
 //! What macOS has its own way.
 
+#[path = "macos/disk.rs"]
+pub(crate) mod disk;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::{Errno, read, write};
+use rustix::pipe::pipe;
+
 /// Longest path of a unix socket in bytes: `sun_path` has 104, one for the final NUL (unix(4)).
 pub(crate) const UNIX_PATH_MAX: usize = 103;
+
+/// Sending to a socket whose other end has gone is an error already: the standard library sets SO_NOSIGPIPE on its sockets.
+pub(crate) const SEND_NO_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::empty();
+
+/// A doorbell between threads: a pipe that holds at most one byte. Signals add up to one until somebody waits.
+#[derive(Debug)]
+pub struct Event {
+    receiver: OwnedFd,
+    sender: OwnedFd,
+    pending: AtomicBool,
+}
+
+impl Event {
+    /// A quiet one.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let (receiver, sender) = pipe()?;
+        for fd in [&receiver, &sender] {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+        }
+        Ok(Event { receiver, sender, pending: AtomicBool::new(false) })
+    }
+
+    /// Wakes the one who waits, or will.
+    pub fn signal(&self) {
+        if !self.pending.swap(true, Ordering::SeqCst) {
+            let _ = write(&self.sender, &[1]);
+        }
+    }
+
+    /// Waits for a signal and takes all there are.
+    ///
+    /// # Errors
+    /// What the host says; none is known.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            match read(&self.receiver, &mut [0u8; 1]) {
+                Ok(_) => {
+                    // A swap, so that what was published before a signal that found it set is seen after this.
+                    self.pending.swap(false, Ordering::SeqCst);
+                    return Ok(());
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.receiver.as_fd()
+    }
+}
+
+/// Makes `len` bytes of private anonymous memory at `start` zero by putting new memory in its place: `madvise` promises nothing about
+/// what is read afterwards.
+///
+/// # Safety
+/// `start` and `len` are whole pages of such a mapping, to which no reference exists, and which no hypervisor has been given: it would
+/// keep the old pages.
+pub(crate) unsafe fn discard(start: *mut u8, len: usize) -> io::Result<()> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the caller's promise; what is replaced is only the caller's.
+    unsafe { mmap_anonymous(start.cast(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    Ok(())
+}

@@ -61,7 +61,7 @@ pub struct Config {
     pub counter_hz: u64,
     /// Frequency of `mach_absolute_time` in Hz, in whose ticks the virtual timer's offset counts.
     pub mach_hz: u64,
-    /// What host addresses must be multiples of: the page size of the real host, 16 KiB on a Mac.
+    /// What host addresses must be multiples of: a Mac's page size, whatever the page size of the machine that simulates it.
     pub host_page: u64,
     /// The process has the entitlement `com.apple.security.hypervisor`.
     pub entitlement: bool,
@@ -86,7 +86,7 @@ impl Default for Config {
             on_violation: OnViolation::Refuse,
             counter_hz: 24_000_000,
             mach_hz: 24_000_000,
-            host_page: 4096,
+            host_page: 16 << 10,
             entitlement: true,
             virtual_machine: false,
             default_ipa_bits: 36,

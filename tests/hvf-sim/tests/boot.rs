@@ -2,18 +2,21 @@
 //! place, powers off, and breaks no rule on the way.
 #![cfg(not(target_os = "macos"))]
 
+use std::cell::RefCell;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use hvrun_arch::{Accel, GicChoice};
+use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 use hvrun_hvf_sim::{Config, Kicks, MacOs, Session, interrupt_all, leaked_objects, statistics, violations};
 use hvrun_tests::artifacts;
 use hvrun_vmm::serial::{ChardevConfig, StdioStreams};
 use hvrun_vmm::{Machine, MachineBuilder, MachineConfig, Outcome, RunningMachine};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Longer than a boot takes on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -356,10 +359,59 @@ fn a_missing_entitlement_is_named_with_its_remedy() {
 }
 
 #[test]
+fn a_missing_entitlement_under_auto_is_a_warning() -> Result<()> {
+    let _mac = mac(Config { entitlement: false, ..Config::default() });
+    let lines = logged(|| hvrun_arch::open(&[Accel::Hvf, Accel::Soft]))?;
+    let [(Level::Warn, line)] = lines.as_slice() else { bail!("not one warning: {lines:?}") };
+    ensure!(line.contains("com.apple.security.hypervisor") && line.contains("codesign"), "{line}");
+    Ok(())
+}
+
+#[test]
+fn a_virtual_mac_under_auto_is_no_warning() -> Result<()> {
+    let _mac = mac(Config { virtual_machine: true, ..Config::default() });
+    let lines = logged(|| hvrun_arch::open(&[Accel::Hvf, Accel::Soft]))?;
+    ensure!(lines.iter().all(|(level, _)| *level > Level::Warn), "{lines:?}");
+    Ok(())
+}
+
+thread_local! {
+    /// What this thread has logged.
+    static LOGGED: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        LOGGED.with_borrow_mut(|lines| lines.push((record.level(), record.args().to_string())));
+    }
+
+    fn flush(&self) {}
+}
+
+/// What opening an accelerator logs.
+fn logged(open: impl FnOnce() -> Opened) -> Result<Vec<(Level, String)>> {
+    // Another test of this process may have set it.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(LevelFilter::Info);
+    LOGGED.take();
+    open()?;
+    Ok(LOGGED.take())
+}
+
+/// What opening an accelerator gives.
+type Opened = Result<Arc<dyn Hypervisor>, HypervisorError>;
+
+#[test]
 fn a_virtual_mac_falls_back_to_the_software_cpu() -> Result<()> {
     let _mac = mac(Config { virtual_machine: true, ..Config::default() });
     let (hypervisor, skipped) = hvrun_arch::open_first(&[Accel::Hvf, Accel::Soft])?;
     assert_eq!(hypervisor.accel(), Accel::Soft);
-    assert!(skipped[0].1.contains("virtual"), "{skipped:?}");
+    assert!(skipped[0].1.to_string().contains("virtual"), "{skipped:?}");
     Ok(())
 }

@@ -102,8 +102,8 @@ fn a_size_that_is_not_16_kib_aligned_is_refused() {
 }
 
 #[test]
-fn a_host_address_that_is_not_page_aligned_is_refused() {
-    let _mac = vm(Config { host_page: 16 << 10, ..Config::default() });
+fn a_host_address_that_is_not_16_kib_aligned_is_refused() {
+    let _mac = vm(Config::default());
     // SAFETY: it is refused; and else the memory is never freed.
     assert_eq!(unsafe { hv_vm_map(memory().byte_add(0x1000), RAM, GRANULE, RWX) }, BAD_ARGUMENT);
     caught("which is no multiple of 0x4000");

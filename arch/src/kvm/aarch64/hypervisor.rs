@@ -38,7 +38,7 @@ fn unavailable(reason: String) -> HypervisorError {
 
 impl KvmHypervisor {
     fn new() -> Result<Self, HypervisorError> {
-        let kvm = Kvm::new().map_err(|e| unavailable(error::cannot_open(e.errno(), access().as_ref())))?;
+        let kvm = Kvm::new().map_err(|e| error::not_opened(e.errno(), access().as_ref()))?;
         let version = kvm.get_api_version();
         if version != error::API_VERSION {
             return Err(unavailable(format!(
@@ -94,7 +94,7 @@ impl Hypervisor for KvmHypervisor {
     fn layout(&self, cpus: u32, ram: u64, gic: GicChoice) -> Result<Layout, HypervisorError> {
         check_gic(gic)?;
         let pmu = self.kvm.check_extension(Cap::ArmPmuV3).then_some(PMU_PPI);
-        Ok(Layout { gic: self.gic, pmu, ..Layout::new(cpus, ram) })
+        Ok(Layout { gic: self.gic, pmu, ..Layout::new(cpus, ram).with_ipa_bits(self.ipa_bits()) })
     }
 
     fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn Vm>, HypervisorError> {

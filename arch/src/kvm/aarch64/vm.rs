@@ -204,8 +204,8 @@ impl Vm for KvmVm {
         *self.0.broken() = self.0.gic.reset().err().map(|error| error.to_string());
     }
 
-    fn event_fds(&self) -> Option<&dyn EventFds> {
-        Some(&*self.0)
+    fn event_fds(&self) -> Option<Arc<dyn EventFds>> {
+        Some(self.0.clone())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The serial port into a file: output only.
+//! A character device into a file: output only.
 
 use std::fs::File;
 use std::path::Path;

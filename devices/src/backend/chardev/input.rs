@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::util::lock;
 
 /// Bytes that may wait for the device.
-pub(super) const CAPACITY: usize = 16 * 1024;
+pub(super) const CAPACITY: usize = 64 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -80,9 +80,11 @@ impl Input {
     pub(super) fn pop(&self, buf: &mut [u8]) -> usize {
         let mut state = lock(&self.state);
         let count = buf.len().min(state.buffer.len());
-        for (slot, byte) in buf.iter_mut().zip(state.buffer.drain(..count)) {
-            *slot = byte;
-        }
+        let (front, back) = state.buffer.as_slices();
+        let (head, tail) = buf[..count].split_at_mut(count.min(front.len()));
+        head.copy_from_slice(&front[..head.len()]);
+        tail.copy_from_slice(&back[..tail.len()]);
+        state.buffer.drain(..count);
         let wake = state.paused && state.buffer.len() <= CAPACITY / 2;
         if wake {
             state.paused = false;
@@ -142,7 +144,9 @@ impl Waker {
     /// Clears a wake-up before the state that it announced is looked at, so that none is lost. The flag falls only with the
     /// byte that belongs to it: a waker may have set the one and not yet written the other.
     fn clear(&self) {
-        if (&self.receiver).read(&mut [0; 8]).is_ok_and(|count| count > 0) {
+        if self.pending.load(Ordering::SeqCst)
+            && (&self.receiver).read(&mut [0; 8]).is_ok_and(|count| count > 0)
+        {
             self.pending.store(false, Ordering::SeqCst);
         }
     }
@@ -160,6 +164,23 @@ mod tests {
         assert_eq!((input.pop(&mut buf), buf), (2, *b"ab"));
         assert_eq!((input.pop(&mut buf), buf[0]), (1, b'c'));
         assert!(input.is_empty());
+    }
+
+    #[test]
+    fn bytes_stay_in_order_where_the_buffer_wraps() {
+        let input = Input::new().unwrap();
+        let mut out = Vec::new();
+        let sent: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        for chunk in sent.chunks(777) {
+            input.push(chunk);
+            let mut buf = [0; 771];
+            let count = input.pop(&mut buf);
+            out.extend_from_slice(&buf[..count]);
+        }
+        let mut rest = vec![0; CAPACITY];
+        let count = input.pop(&mut rest);
+        out.extend_from_slice(&rest[..count]);
+        assert!(out == sent);
     }
 
     #[test]

@@ -34,6 +34,8 @@ struct State {
     in_flight: bool,
     /// The writer sleeps without a deadline and must be woken.
     idle: bool,
+    /// What is in the buffer shall not linger.
+    urgent: bool,
     /// A write found no room; the device waits to hear of some.
     starved: bool,
     /// How many threads wait for the buffer to drain.
@@ -51,16 +53,36 @@ pub(super) enum Taken {
     Closed,
 }
 
+/// The short way out: a sink that can be asked not to block.
+pub(super) trait Direct: Send + Sync {
+    /// Writes the first bytes of `data`, as many as go without blocking, and says how many. What can never be written counts as
+    /// written.
+    fn try_write(&self, data: &[u8]) -> usize;
+}
+
 impl Output {
     /// Takes the first bytes of `data`, as many as there is room for.
     pub(super) fn push(&self, data: &[u8]) -> usize {
+        self.gather(&mut lock(&self.state), data, false)
+    }
+
+    /// Like [`Output::push`], but without the writer's thread if nothing waits for it and `direct` takes the bytes.
+    pub(super) fn send(&self, data: &[u8], direct: &dyn Direct) -> usize {
         let mut state = lock(&self.state);
-        let before = state.buffer.len();
-        let taken = data.len().min(CAPACITY.saturating_sub(before));
+        let sent = if state.buffer.is_empty() && !state.in_flight { direct.try_write(data) } else { 0 };
+        match data.get(sent..) {
+            Some(rest) if !rest.is_empty() => sent + self.gather(&mut state, rest, true),
+            _ => data.len(),
+        }
+    }
+
+    fn gather(&self, state: &mut State, data: &[u8], urgent: bool) -> usize {
+        let taken = data.len().min(CAPACITY.saturating_sub(state.buffer.len()));
         state.buffer.extend_from_slice(&data[..taken]);
         state.starved |= taken < data.len();
-        let urgent = before < URGENT && state.buffer.len() >= URGENT;
-        if taken > 0 && (state.idle || urgent) {
+        let hurry = !state.urgent && taken > 0 && (urgent || state.buffer.len() >= URGENT);
+        state.urgent |= hurry;
+        if taken > 0 && (state.idle || hurry) {
             state.idle = false;
             self.filled.notify_one();
         }
@@ -76,7 +98,7 @@ impl Output {
                 self.drained.notify_all();
             }
             let deadline = Instant::now() + LINGER;
-            while !(state.closed || state.flushing > 0 || state.buffer.len() >= URGENT) {
+            while !(state.closed || state.flushing > 0 || state.urgent) {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;
@@ -93,6 +115,7 @@ impl Output {
             state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.idle = false;
+        state.urgent = false;
         state.in_flight = true;
         std::mem::swap(&mut state.buffer, chunk);
         Taken::Bytes { starved: std::mem::take(&mut state.starved) }
@@ -136,6 +159,46 @@ mod tests {
         let output = Output::default();
         assert_eq!(output.push(&vec![1; CAPACITY + 100]), CAPACITY);
         assert_eq!(output.push(&[2]), 0);
+    }
+
+    /// Takes so many bytes and then blocks.
+    struct Narrow(Mutex<(usize, Vec<u8>)>);
+
+    impl Direct for Narrow {
+        fn try_write(&self, data: &[u8]) -> usize {
+            let mut state = lock(&self.0);
+            let count = data.len().min(state.0);
+            state.0 -= count;
+            state.1.extend_from_slice(&data[..count]);
+            count
+        }
+    }
+
+    #[test]
+    fn what_a_direct_write_leaves_goes_to_the_writer() {
+        let (output, direct) = (Output::default(), Narrow(Mutex::new((3, Vec::new()))));
+        assert_eq!(output.send(b"abcde", &direct), 5);
+        let mut chunk = Vec::new();
+        output.take(&mut chunk);
+        assert_eq!((lock(&direct.0).1.as_slice(), chunk.as_slice()), (&b"abc"[..], &b"de"[..]));
+    }
+
+    #[test]
+    fn nothing_is_written_directly_past_what_waits() {
+        let (output, direct) = (Output::default(), Narrow(Mutex::new((100, Vec::new()))));
+        output.push(b"first");
+        output.send(b"second", &direct);
+        assert!(lock(&direct.0).1.is_empty());
+        output.take(&mut Vec::new());
+        output.send(b"third", &direct);
+        assert!(lock(&direct.0).1.is_empty(), "the writer still writes what came before");
+    }
+
+    #[test]
+    fn a_send_takes_no_more_than_the_capacity_beyond_what_was_written() {
+        let (output, direct) = (Output::default(), Narrow(Mutex::new((10, Vec::new()))));
+        assert_eq!(output.send(&vec![1; CAPACITY + 100], &direct), CAPACITY + 10);
+        assert_eq!(output.take(&mut Vec::new()), Taken::Bytes { starved: true });
     }
 
     #[test]

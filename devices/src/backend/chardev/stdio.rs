@@ -1,4 +1,4 @@
-//! The serial port on standard input and output, which the caller hands over as descriptors.
+//! A character device on standard input and output, which the caller hands over as descriptors.
 //!
 //! It neither knows which descriptors these are nor touches their modes; raw mode is [`super::terminal`]'s.
 
@@ -14,7 +14,9 @@ impl Stream {
             name: "stdio".to_owned(),
             source,
             sink: Box::new(FdSink(streams.output)),
+            direct: None,
             filter: streams.filter,
+            terminal: None,
             interrupt: None,
         })
     }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
@@ -14,8 +15,8 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::fd::poll;
 use super::input::{self, Input};
-use super::output::{Output, Taken};
-use super::{CharBackend, CharFrontend, ChardevError, InputFilter};
+use super::output::{Direct, Output, Taken};
+use super::{CharBackend, CharFrontend, ChardevError, InputFilter, Peer};
 use crate::util::{LogLimit, lock};
 
 /// How long dropping a stream waits for its threads. A writer that is stuck behind its consumer is left alone after that;
@@ -23,7 +24,7 @@ use crate::util::{LogLimit, lock};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Largest single read from a source.
-const READ_SIZE: usize = 4096;
+const READ_SIZE: usize = 32 * 1024;
 
 /// Where input comes from.
 pub(super) trait Source: Send {
@@ -33,6 +34,16 @@ pub(super) trait Source: Send {
     /// One of the descriptors of [`Source::interest`] is ready, by `ready` in the same order. Reads at most `buf.len()` bytes;
     /// 0 says only that there are none now. After an error the source has nothing more to offer.
     fn read(&mut self, ready: &[PollFlags], buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Who is at the other end, after what [`Source::read`] found.
+    fn peer(&self) -> Peer {
+        Peer::ALWAYS
+    }
+
+    /// When to call [`Source::read`] at the latest, with nothing ready: for what no descriptor announces.
+    fn recheck(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// What a [`Stream`] is made of.
@@ -41,7 +52,11 @@ pub(super) struct Parts {
     pub(super) name: String,
     pub(super) source: Option<Box<dyn Source>>,
     pub(super) sink: Box<dyn Write + Send>,
+    /// A way to write to the sink's descriptor without blocking, if there is one.
+    pub(super) direct: Option<Box<dyn Direct>>,
     pub(super) filter: Option<Box<dyn InputFilter>>,
+    /// The pseudo-terminal's path.
+    pub(super) terminal: Option<PathBuf>,
     /// Makes a blocked write return, if that is possible; called when the stream is dropped.
     pub(super) interrupt: Option<Box<dyn Fn() + Send + Sync>>,
 }
@@ -52,12 +67,15 @@ pub struct Stream {
     /// Behind a lock only because a channel's receiver is not `Sync`.
     threads: Mutex<Vec<Worker>>,
     interrupt: Option<Box<dyn Fn() + Send + Sync>>,
+    direct: Option<Box<dyn Direct>>,
+    terminal: Option<PathBuf>,
 }
 
 struct Shared {
     name: String,
     input: Input,
     output: Output,
+    peer: Mutex<Peer>,
     frontend: Mutex<Option<Weak<dyn CharFrontend>>>,
     failures: LogLimit,
 }
@@ -70,30 +88,39 @@ struct Worker {
 
 impl Stream {
     /// A stream whose output goes into `sink`, which may block, and which has no input: a way for an embedding program to read
-    /// a guest's serial port.
+    /// a guest's port.
     pub fn to_writer(name: &str, sink: Box<dyn Write + Send>) -> Result<Stream, ChardevError> {
-        Stream::start(Parts { name: name.to_owned(), source: None, sink, filter: None, interrupt: None })
+        Stream::start(Parts {
+            name: name.to_owned(),
+            source: None,
+            sink,
+            direct: None,
+            filter: None,
+            terminal: None,
+            interrupt: None,
+        })
     }
 
     /// Starts the threads.
     pub(super) fn start(parts: Parts) -> Result<Stream, ChardevError> {
-        let Parts { name, source, sink, filter, interrupt } = parts;
+        let Parts { name, source, sink, direct, filter, terminal, interrupt } = parts;
         let failed = |source| ChardevError::Start { name: name.clone(), source };
         let shared = Arc::new(Shared {
             name: name.clone(),
             input: Input::new().map_err(failed)?,
             output: Output::default(),
+            peer: Mutex::new(source.as_ref().map_or(Peer::ALWAYS, |source| source.peer())),
             frontend: Mutex::new(None),
             failures: LogLimit::default(),
         });
         let mut threads = Vec::new();
-        let writer = spawn("serial-out", shared.clone(), move |shared| write_loop(shared, sink));
+        let writer = spawn("chardev-out", shared.clone(), move |shared| write_loop(shared, sink));
         threads.push(writer.map_err(failed)?);
         if let Some(source) = source {
-            let reader = spawn("serial-in", shared.clone(), move |shared| read_loop(shared, source, filter));
+            let reader = spawn("chardev-in", shared.clone(), move |shared| read_loop(shared, source, filter));
             threads.push(reader.map_err(failed)?);
         }
-        Ok(Stream { shared, threads: Mutex::new(threads), interrupt })
+        Ok(Stream { shared, threads: Mutex::new(threads), interrupt, direct, terminal })
     }
 }
 
@@ -104,6 +131,13 @@ impl CharBackend for Stream {
 
     fn write(&self, data: &[u8]) -> usize {
         self.shared.output.push(data)
+    }
+
+    fn send(&self, data: &[u8]) -> usize {
+        match &self.direct {
+            Some(direct) => self.shared.output.send(data, direct.as_ref()),
+            None => self.shared.output.push(data),
+        }
     }
 
     fn read(&self, buf: &mut [u8]) -> usize {
@@ -121,6 +155,14 @@ impl CharBackend for Stream {
     fn flush(&self, timeout: Option<Duration>) -> bool {
         self.shared.output.flush(timeout)
     }
+
+    fn peer(&self) -> Peer {
+        *lock(&self.shared.peer)
+    }
+
+    fn terminal(&self) -> Option<&Path> {
+        self.terminal.as_deref()
+    }
 }
 
 impl Drop for Stream {
@@ -132,7 +174,7 @@ impl Drop for Stream {
         self.shared.input.stop();
         if !on_own_thread && !self.shared.output.flush(Some(PATIENCE)) {
             log::warn!(
-                "serial port {}: its consumer is stuck, the rest of the output is lost",
+                "character device {}: its consumer is stuck, the rest of the output is lost",
                 self.shared.name
             );
         }
@@ -160,9 +202,19 @@ impl Shared {
         lock(&self.frontend).as_ref().and_then(Weak::upgrade)
     }
 
+    /// Tells the device if somebody has come or gone.
+    fn set_peer(&self, peer: Peer) {
+        let before = std::mem::replace(&mut *lock(&self.peer), peer);
+        if before != peer
+            && let Some(frontend) = self.frontend()
+        {
+            frontend.peer_changed();
+        }
+    }
+
     fn report(&self, what: &str, error: &io::Error) {
         if let Some(suppressed) = self.failures.allow() {
-            log::warn!("serial port {}: {what}: {error}{suppressed}", self.name);
+            log::warn!("character device {}: {what}: {error}{suppressed}", self.name);
         }
     }
 }
@@ -202,18 +254,21 @@ fn read_loop(shared: &Shared, mut source: Box<dyn Source>, mut filter: Option<Bo
         {
             frontend.input_retry();
         }
-        let ready = match wait(shared, source.as_ref(), !exhausted, &plan) {
+        let recheck = source.recheck().filter(|_| !exhausted);
+        let ready = match wait(shared, source.as_ref(), !exhausted, &plan, recheck) {
             Ok(ready) => ready,
             Err(error) => {
                 shared.report("no more input, waiting for it failed", &error);
                 return;
             }
         };
-        if ready.iter().all(|flags| flags.is_empty()) {
+        if recheck.is_none() && ready.iter().all(|flags| flags.is_empty()) {
             continue;
         }
         let room = plan.room.min(READ_SIZE);
-        let input = match source.read(&ready, &mut buf[..room]) {
+        let result = source.read(&ready, &mut buf[..room]);
+        shared.set_peer(source.peer());
+        let input = match result {
             Ok(count) => &buf[..count.min(room)],
             Err(error) => {
                 shared.report("no more input, reading failed", &error);
@@ -240,12 +295,22 @@ fn read_loop(shared: &Shared, mut source: Box<dyn Source>, mut filter: Option<Bo
     }
 }
 
-/// Waits for the source, a wake-up or the plan's timeout; gives the flags of the source's descriptors.
-fn wait(shared: &Shared, source: &dyn Source, more: bool, plan: &input::Plan) -> io::Result<Vec<PollFlags>> {
+/// Waits for the source, a wake-up or the earlier of both timeouts; gives the flags of the source's descriptors.
+fn wait(
+    shared: &Shared,
+    source: &dyn Source,
+    more: bool,
+    plan: &input::Plan,
+    recheck: Option<Duration>,
+) -> io::Result<Vec<PollFlags>> {
     let wake_fd = shared.input.wake_fd();
     let mut fds = if more { source.interest(plan.room > 0) } else { Vec::new() };
     fds.push(PollFd::from_borrowed_fd(wake_fd, PollFlags::IN));
-    poll(&mut fds, plan.timeout)?;
+    let timeout = match (plan.timeout, recheck) {
+        (Some(plan), Some(recheck)) => Some(plan.min(recheck)),
+        (plan, recheck) => plan.or(recheck),
+    };
+    poll(&mut fds, timeout)?;
     fds.pop();
     Ok(fds.iter().map(PollFd::revents).collect())
 }

@@ -1,6 +1,7 @@
-//! The serial port on a unix socket that listens: one client at a time, and another may come when it has gone.
+//! A character device on a unix socket: one that listens, for one client at a time, or one that connects to another program's.
 //!
-//! Output while nobody is connected vanishes. The socket's file goes away with the stream.
+//! Output while nobody is connected vanishes. The file of a socket that listens goes away with the stream. The connections are
+//! our own open files, so they may be non-blocking.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,11 +13,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size};
 
-use super::ChardevError;
+use super::fd::poll;
+use super::output::Direct;
 use super::stream::{Parts, Source, Stream};
-use crate::sys::UNIX_PATH_MAX;
+use super::{ChardevError, Peer};
+use crate::sys::{SEND_NO_SIGNAL, UNIX_PATH_MAX};
 use crate::util::lock;
+
+/// Bytes that a connection's own buffer shall take at least: what a guest can write ahead of a slow reader without waiting.
+const SEND_BUFFER: usize = 256 * 1024;
 
 impl Stream {
     /// Listens at `path`. A socket file that a dead process left behind is replaced; anything else there is left alone.
@@ -25,13 +33,48 @@ impl Stream {
         let failed = |source| ChardevError::Socket { path: path.to_owned(), source };
         listener.set_nonblocking(true).map_err(failed)?;
         let file = SocketFile::of(path).map_err(failed)?;
+        Stream::on_sockets(&format!("unix:{}", path.display()), Some((listener, file)), None)
+    }
+
+    /// Connects to `path`, where another program listens. When that one hangs up, output vanishes from then on.
+    pub fn unix_connect(path: &Path) -> Result<Stream, ChardevError> {
+        check_length(path)?;
+        let failed = |source| ChardevError::Connect { path: path.to_owned(), source };
+        let stream = UnixStream::connect(path).map_err(failed)?;
+        Stream::on_sockets(&format!("unix-connect:{}", path.display()), None, Some(stream))
+    }
+
+    /// Talks to whoever holds the other end of `socket`, which is put into non-blocking mode. `name` is for log lines.
+    pub fn socket(name: &str, socket: UnixStream) -> Result<Stream, ChardevError> {
+        Stream::on_sockets(name, None, Some(socket))
+    }
+
+    fn on_sockets(
+        name: &str,
+        server: Option<(UnixListener, SocketFile)>,
+        first: Option<UnixStream>,
+    ) -> Result<Stream, ChardevError> {
+        let (listener, file) = server.unzip();
         let client = Client::default();
+        let mut source = UnixSource {
+            name: name.to_owned(),
+            listener,
+            connection: Connection::None,
+            client: client.clone(),
+            peer: Peer::NOBODY,
+        };
+        if let Some(stream) = first {
+            let failed = |source| ChardevError::Start { name: name.to_owned(), source };
+            source.connect(stream).map_err(failed)?;
+        }
         let current = client.clone();
         Stream::start(Parts {
-            name: format!("unix:{}", path.display()),
-            source: Some(Box::new(UnixSource { listener, peer: Peer::None, client: client.clone() })),
-            sink: Box::new(UnixSink(client)),
+            name: name.to_owned(),
+            source: Some(Box::new(source)),
+            sink: Box::new(client.clone()),
+            direct: Some(Box::new(client)),
             filter: None,
+            terminal: None,
             // Owns the file too, so that it is removed when the stream is dropped.
             interrupt: Some(Box::new(move || {
                 let _ = &file;
@@ -41,12 +84,18 @@ impl Stream {
     }
 }
 
-/// Binds `path`, after moving a stale socket out of the way.
-fn bind(path: &Path) -> Result<UnixListener, ChardevError> {
+/// Refuses a path that no socket address can hold.
+fn check_length(path: &Path) -> Result<(), ChardevError> {
     let len = path.as_os_str().as_bytes().len();
     if len > UNIX_PATH_MAX {
         return Err(ChardevError::PathTooLong { path: path.to_owned(), len, max: UNIX_PATH_MAX });
     }
+    Ok(())
+}
+
+/// Binds `path`, after moving a stale socket out of the way.
+fn bind(path: &Path) -> Result<UnixListener, ChardevError> {
+    check_length(path)?;
     let failed = |source| ChardevError::Socket { path: path.to_owned(), source };
     match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {}
@@ -96,7 +145,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// The client that output goes to, shared between the threads.
+/// Whom output goes to, shared between the threads.
 #[derive(Debug, Clone, Default)]
 struct Client(Arc<Mutex<Option<Arc<UnixStream>>>>);
 
@@ -125,33 +174,88 @@ impl Client {
     }
 }
 
+impl Direct for Client {
+    fn try_write(&self, data: &[u8]) -> usize {
+        let Some(stream) = self.current() else { return data.len() };
+        match rustix::net::send(&*stream, data, SEND_NO_SIGNAL) {
+            Ok(count) => count,
+            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => 0,
+            // It has hung up; the source will notice, after it has read what that one sent before.
+            Err(_) => {
+                self.forget(&stream);
+                data.len()
+            }
+        }
+    }
+}
+
+/// Writes to whoever is connected; drops what nobody is there to read.
+impl Write for Client {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        while let Some(stream) = self.current().filter(|_| !data.is_empty()) {
+            match self.try_write(data) {
+                0 => poll(&mut [PollFd::new(&*stream, PollFlags::OUT)], None)?,
+                count => return Ok(count),
+            }
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[derive(Debug)]
-enum Peer {
+enum Connection {
     None,
-    Connected(Arc<UnixStream>),
+    Open(Arc<UnixStream>),
     /// It sends no more but may still read, like `echo | nc -U`. It stays until it hangs up or another client comes.
     HalfClosed(Arc<UnixStream>),
 }
 
 #[derive(Debug)]
 struct UnixSource {
-    listener: UnixListener,
-    peer: Peer,
+    name: String,
+    /// Where further clients come from, if any can come.
+    listener: Option<UnixListener>,
+    connection: Connection,
     client: Client,
+    peer: Peer,
 }
 
 impl UnixSource {
+    /// Talks to `stream` from now on.
+    fn connect(&mut self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        // The host decides; with less there is only more waiting.
+        if socket_send_buffer_size(&stream).is_ok_and(|size| size < SEND_BUFFER) {
+            let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
+        }
+        let stream = Arc::new(stream);
+        self.client.disconnect();
+        self.client.connect(stream.clone());
+        self.connection = Connection::Open(stream);
+        self.peer = self.peer.joined();
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {
+        self.client.disconnect();
+        self.connection = Connection::None;
+        self.peer = self.peer.left();
+        if self.listener.is_none() {
+            log::warn!(
+                "character device {}: the other end has hung up; output vanishes from now on",
+                self.name
+            );
+        }
+    }
+
     fn accept(&mut self) -> io::Result<()> {
-        match self.listener.accept() {
-            Ok((stream, _)) => {
-                // Some systems hand the listener's mode down.
-                stream.set_nonblocking(false)?;
-                let stream = Arc::new(stream);
-                self.client.disconnect();
-                self.client.connect(stream.clone());
-                self.peer = Peer::Connected(stream);
-                Ok(())
-            }
+        let Some(listener) = &self.listener else { return Ok(()) };
+        match listener.accept() {
+            Ok((stream, _)) => self.connect(stream),
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Ok(()),
                 _ => Err(error),
@@ -162,61 +266,39 @@ impl UnixSource {
 
 impl Source for UnixSource {
     fn interest(&self, has_room: bool) -> Vec<PollFd<'_>> {
-        let listener = PollFd::new(&self.listener, PollFlags::IN);
-        match &self.peer {
-            Peer::None => vec![listener],
-            Peer::Connected(stream) if has_room => vec![PollFd::new(&**stream, PollFlags::IN)],
-            Peer::Connected(_) => Vec::new(),
+        let listener = self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN));
+        match &self.connection {
+            Connection::None => listener.collect(),
+            Connection::Open(stream) if has_room => vec![PollFd::new(&**stream, PollFlags::IN)],
+            Connection::Open(_) => Vec::new(),
             // A hang-up is reported without being asked for.
-            Peer::HalfClosed(stream) => vec![listener, PollFd::new(&**stream, PollFlags::empty())],
+            Connection::HalfClosed(stream) => {
+                std::iter::once(PollFd::new(&**stream, PollFlags::empty())).chain(listener).collect()
+            }
         }
     }
 
     fn read(&mut self, ready: &[PollFlags], buf: &mut [u8]) -> io::Result<usize> {
-        let is_ready = |index: usize| ready.get(index).is_some_and(|flags| !flags.is_empty());
-        match &self.peer {
-            Peer::None => self.accept().map(|()| 0),
-            Peer::Connected(stream) => {
+        match &self.connection {
+            Connection::None => self.accept()?,
+            Connection::Open(stream) => {
                 let stream = stream.clone();
                 match (&*stream).read(buf) {
-                    Ok(0) => self.peer = Peer::HalfClosed(stream),
+                    Ok(0) => self.connection = Connection::HalfClosed(stream),
                     Ok(count) => return Ok(count),
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                    Err(_) => {
-                        self.client.disconnect();
-                        self.peer = Peer::None;
-                    }
+                    Err(_) => self.disconnect(),
                 }
-                Ok(0)
             }
-            Peer::HalfClosed(_) if is_ready(1) => {
-                self.client.disconnect();
-                self.peer = Peer::None;
-                Ok(0)
+            Connection::HalfClosed(_) if ready.first().is_some_and(|flags| !flags.is_empty()) => {
+                self.disconnect();
             }
-            Peer::HalfClosed(_) => self.accept().map(|()| 0),
+            Connection::HalfClosed(_) => self.accept()?,
         }
-    }
-}
-
-/// Writes to whoever is connected; drops what nobody is there to read.
-#[derive(Debug)]
-struct UnixSink(Client);
-
-impl Write for UnixSink {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let Some(stream) = self.0.current() else { return Ok(data.len()) };
-        match (&*stream).write(data) {
-            Ok(count) => Ok(count),
-            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
-            Err(_) => {
-                self.0.forget(&stream);
-                Ok(data.len())
-            }
-        }
+        Ok(0)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn peer(&self) -> Peer {
+        self.peer
     }
 }

@@ -1,0 +1,148 @@
+//! Which devices a machine has and where they lie: from a description to a filled bus. Not what they do.
+//!
+//! The guest counts its disks, consoles and network cards in the order in which it finds them, so virtio devices keep the order of
+//! the description: by kind, then as they were named.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hvrun_arch::aarch64::layout::{GPIO_SPI, Layout, RTC_SPI, UART_SPI, VIRTIO_MMIO_SLOTS, VIRTIO_MMIO_SPI};
+use hvrun_arch::hypervisor::Spi;
+use hvrun_arch::{GuestMemory, Vm};
+use hvrun_devices::backend::chardev::CharBackend;
+use hvrun_devices::backend::chardev::StdioStreams;
+use hvrun_devices::backend::disk::Disk;
+use hvrun_devices::backend::ninep::Share;
+use hvrun_devices::irq::EdgeIrq;
+use hvrun_devices::pci::{MsiPort, PciHost};
+use hvrun_devices::virtio::VirtioDevice;
+use hvrun_devices::virtio::balloon::{Balloon, BalloonConfig, HostPages};
+use hvrun_devices::virtio::block::VirtioBlock;
+use hvrun_devices::virtio::console::Console;
+use hvrun_devices::virtio::fs9p::Fs9p;
+use hvrun_devices::virtio::mmio::VirtioMmio;
+use hvrun_devices::virtio::pci::VirtioPci;
+use hvrun_devices::virtio::rng::Rng;
+use hvrun_devices::{Bus, IrqLine, Pl011, Pl031, Pl061};
+
+use crate::config::{MachineConfig, Transport};
+use crate::machine::BuildError;
+
+/// The devices of one machine.
+pub(crate) struct Devices {
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) uart: Arc<Pl011>,
+    pub(crate) gpio: Arc<Pl061>,
+    pub(crate) virtio: Virtio,
+}
+
+/// The virtio devices of one machine, opened.
+#[derive(Default)]
+pub(crate) struct Virtio {
+    /// All of them, in the order in which the guest shall find them.
+    pub(crate) all: Vec<Arc<dyn VirtioDevice>>,
+    /// The one with the consoles and ports.
+    pub(crate) console: Option<Arc<Console>>,
+}
+
+/// What devices are put into: the machine around them.
+pub(crate) struct Chassis<'a> {
+    pub(crate) vm: &'a dyn Vm,
+    pub(crate) layout: &'a Layout,
+    pub(crate) memory: &'a GuestMemory,
+    pub(crate) transport: Transport,
+}
+
+impl Devices {
+    /// Puts the platform's devices and `virtio` into the machine.
+    pub(crate) fn new(
+        chassis: &Chassis<'_>,
+        serial: Arc<dyn CharBackend>,
+        virtio: Virtio,
+    ) -> Result<Self, BuildError> {
+        let layout = chassis.layout;
+        let line = |spi| IrqLine::new(chassis.vm.irq_chip(), spi);
+        let bus = Arc::new(Bus::new());
+        let uart = Pl011::new(line(UART_SPI), serial);
+        let gpio = Pl061::new(line(GPIO_SPI));
+        bus.insert(layout.uart, uart.clone())?;
+        bus.insert(layout.rtc, Arc::new(Pl031::new(line(RTC_SPI))))?;
+        bus.insert(layout.gpio, gpio.clone())?;
+        // The bridge is in the device tree whatever carries the devices.
+        let pci = PciHost::new(&bus, &chassis.vm.irq_chip(), layout)?;
+        match chassis.transport {
+            Transport::Mmio => insert_mmio(chassis, &bus, &virtio.all)?,
+            Transport::Pci => plug(chassis, &pci, &virtio.all)?,
+        }
+        Ok(Devices { bus, uart, gpio, virtio })
+    }
+
+    /// Waits until the last output of serial port and consoles has left, at most for `timeout` each. Says whether it has.
+    pub(crate) fn flush(&self, timeout: Duration) -> bool {
+        let console = self.virtio.console.as_ref();
+        let uart = self.uart.flush(Some(timeout));
+        console.is_none_or(|console| console.flush(Some(timeout))) && uart
+    }
+}
+
+/// The virtio devices that `config` describes, opened, in the order in which the guest shall find them.
+pub(crate) fn open_virtio(
+    config: &MachineConfig,
+    stdio: &mut Option<StdioStreams>,
+) -> Result<Virtio, BuildError> {
+    let mut virtio = Virtio::default();
+    let devices = &mut virtio.all;
+    for disk in &config.disks {
+        let failed = |source| BuildError::DiskThreads { path: disk.path.clone(), source };
+        devices.push(Arc::new(VirtioBlock::for_disk(Disk::open(disk)?).map_err(failed)?));
+    }
+    for share in &config.shares {
+        devices.push(Arc::new(Fs9p::new(Share::open(share)?)));
+    }
+    if !config.consoles.is_empty() || !config.ports.is_empty() {
+        let console = Console::open(&config.consoles, &config.ports, stdio)?;
+        devices.push(console.clone());
+        virtio.console = Some(console);
+    }
+    if let Some(rng) = &config.rng {
+        devices.push(Arc::new(Rng::new(*rng)));
+    }
+    Ok(virtio)
+}
+
+/// The balloon of a machine that is mapped already.
+pub(crate) fn open_balloon(
+    config: BalloonConfig,
+    vm: &dyn Vm,
+    memory: &GuestMemory,
+) -> Result<Arc<dyn VirtioDevice>, BuildError> {
+    let discard = vm.ram_discard().unwrap_or_else(|| {
+        // SAFETY: RAM is a private anonymous mapping (`ram::map` makes no other) which everybody reaches through volatile accesses,
+        // and a backend that must hear of a change behind its back gives a discard of its own.
+        Arc::new(unsafe { HostPages::new(memory.clone()) })
+    });
+    let balloon = Balloon::new(config, memory, discard).map_err(BuildError::Balloon)?;
+    Ok(Arc::new(balloon))
+}
+
+/// One PCI slot a device, from the first behind the host bridge on.
+fn plug(chassis: &Chassis<'_>, host: &PciHost, virtio: &[Arc<dyn VirtioDevice>]) -> Result<(), BuildError> {
+    let fds = chassis.vm.event_fds();
+    let msi = Arc::new(MsiPort::new(chassis.vm.irq_chip(), fds.clone(), chassis.layout.gic_v2m));
+    for device in virtio {
+        let function = VirtioPci::new(device.clone(), chassis.memory.clone(), msi.clone(), fds.clone())?;
+        host.plug(Arc::new(function))?;
+    }
+    Ok(())
+}
+
+/// One virtio-mmio slot a device, from the first on.
+fn insert_mmio(chassis: &Chassis<'_>, bus: &Bus, virtio: &[Arc<dyn VirtioDevice>]) -> Result<(), BuildError> {
+    for (slot, device) in (0..VIRTIO_MMIO_SLOTS).zip(virtio) {
+        let spi = Spi(VIRTIO_MMIO_SPI.0 + slot);
+        let irq = EdgeIrq::new(chassis.vm.irq_chip(), chassis.vm.event_fds(), spi);
+        let slot_device = VirtioMmio::new(device.clone(), chassis.memory.clone(), irq);
+        bus.insert(chassis.layout.virtio_mmio_slot(slot), Arc::new(slot_device))?;
+    }
+    Ok(())
+}
