@@ -30,3 +30,8 @@ pub fn kernel() -> Result<PathBuf> {
 pub fn initrd() -> Result<PathBuf> {
     locate(GUEST_DIR_VAR, "target/guest", "initrd.cpio")
 }
+
+/// The same initrd with the kernel's modules.
+pub fn virtio_initrd() -> Result<PathBuf> {
+    locate(GUEST_DIR_VAR, "target/guest", "initrd-virtio.cpio")
+}

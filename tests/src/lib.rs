@@ -3,8 +3,10 @@
 
 pub mod artifacts;
 pub mod bare;
+pub mod disks;
 pub mod process;
 mod running;
+pub mod socket;
 mod terminal;
 mod transcript;
 

@@ -177,3 +177,11 @@ pub fn cpu_time(pid: Pid) -> Result<Duration> {
     let ticks: u64 = [11, 12].iter().filter_map(|&at| fields.get(at)?.parse::<u64>().ok()).sum();
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
+
+/// How much of the host's memory a process holds, in bytes.
+pub fn resident(pid: Pid) -> Result<u64> {
+    let path = format!("/proc/{}/statm", pid.as_raw_nonzero());
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let pages: u64 = text.split(' ').nth(1).context("statm has no second word")?.parse()?;
+    Ok(pages * rustix::param::page_size() as u64)
+}

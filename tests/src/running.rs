@@ -16,6 +16,9 @@ use std::time::Duration;
 /// The kernel's command line for [`Hvrun::linux`].
 pub const TEST_COMMAND_LINE: &str = "console=ttyAMA0 quiet hvrun=test";
 
+/// The same for [`Hvrun::virtio_linux`]: the guest loads the modules of the devices that it finds.
+pub const VIRTIO_COMMAND_LINE: &str = "console=ttyAMA0 quiet hvrun=test modules=auto";
+
 /// Longer than a boot takes on a slow and busy machine, and short enough that a hang is noticed.
 const LINUX_LIMIT: Duration = Duration::from_secs(90);
 /// The same for guests that end in milliseconds.
@@ -51,15 +54,26 @@ impl Hvrun {
 
     /// Debian's kernel and the test initrd on the software CPU.
     pub fn linux(cpus: u32) -> Result<Self> {
+        Self::booting(cpus, TEST_COMMAND_LINE, &artifacts::initrd()?)
+    }
+
+    /// The same with Debian's modules in the initrd, those of the devices that are there loaded before the guest is ready. For these guests
+    /// there are [`Running::disk`], [`Running::port`] and [`Running::share`]; file systems are loaded when they are mounted.
+    pub fn virtio_linux(cpus: u32) -> Result<Self> {
+        Self::booting(cpus, VIRTIO_COMMAND_LINE, &artifacts::virtio_initrd()?)
+    }
+
+    /// The same with only the modules named, such as `virtio_mmio`, and what they need; with none, none. `load` in the guest loads more.
+    pub fn linux_with_modules(cpus: u32, modules: &[&str]) -> Result<Self> {
+        let command_line = format!("{TEST_COMMAND_LINE} modules={}", modules.join(","));
+        Self::booting(cpus, &command_line, &artifacts::virtio_initrd()?)
+    }
+
+    fn booting(cpus: u32, command_line: &str, initrd: &Path) -> Result<Self> {
         let mut this = Self::new().accel_soft();
         this.limit = LINUX_LIMIT;
-        Ok(this
-            .arg("--cpus")
-            .arg(cpus.to_string())
-            .arg("--append")
-            .arg(TEST_COMMAND_LINE)
-            .arg(artifacts::kernel()?)
-            .arg(artifacts::initrd()?))
+        let this = this.arg("--cpus").arg(cpus.to_string()).arg("--append").arg(command_line);
+        Ok(this.arg(artifacts::kernel()?).arg(initrd))
     }
 
     /// A kernel image, such as one made with [`crate::bare`], on the software CPU.
@@ -224,6 +238,21 @@ impl Running {
         let status = self.expect("\n")?;
         ensure!(status == "0", "'{command}' ended with {status}: {output}");
         Ok(output)
+    }
+
+    /// Waits for the disk with that serial in a guest of [`Hvrun::virtio_linux`], and returns its device, such as `/dev/vda`.
+    pub fn disk(&mut self, serial: &str) -> Result<String> {
+        Ok(self.sh(&format!("disk '{serial}'"))?.trim().to_owned())
+    }
+
+    /// Waits for the virtio-serial port with that name, and returns its device, such as `/dev/vport1p1`.
+    pub fn port(&mut self, name: &str) -> Result<String> {
+        Ok(self.sh(&format!("port '{name}'"))?.trim().to_owned())
+    }
+
+    /// Mounts a 9p share at `dir`; `options` are further ones of the mount, such as `ro,msize=131072`, or nothing.
+    pub fn share(&mut self, tag: &str, dir: &str, options: &str) -> Result<()> {
+        self.sh(&format!("share '{tag}' '{dir}' '{options}'")).map(drop)
     }
 
     /// Asks the guest to power off, and waits for the end.

@@ -76,18 +76,42 @@ impl Transcript {
         }
     }
 
+    /// Waits until there are `count` bytes, and returns all there are. It does not change what `expect` has gone past.
+    pub(crate) fn expect_bytes(&mut self, count: usize) -> Result<Vec<u8>> {
+        let mut text = self.shared.text.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if text.bytes.len() >= count {
+                return Ok(text.bytes.clone());
+            }
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if text.ended || left.is_zero() {
+                bail!("{} bytes came of {count}", text.bytes.len());
+            }
+            text = self.shared.grown.wait_timeout(text, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// Waits for the end and returns everything.
-    pub(crate) fn finish(mut self) -> String {
+    pub(crate) fn finish(self) -> String {
+        String::from_utf8_lossy(&self.finish_bytes()).into_owned()
+    }
+
+    /// Waits for the end and returns everything, as it came.
+    pub(crate) fn finish_bytes(mut self) -> Vec<u8> {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
-        self.so_far()
+        self.bytes()
     }
 
     /// Everything until now.
     pub(crate) fn so_far(&self) -> String {
-        let text = self.shared.text.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&text.bytes).into_owned()
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+
+    /// Everything until now, as it came.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.shared.text.lock().unwrap_or_else(PoisonError::into_inner).bytes.clone()
     }
 }
 

@@ -108,6 +108,26 @@ impl Apt {
         Ok(names.map(str::to_owned).collect())
     }
 
+    /// Downloads packages, in one go, and returns the files in the same order.
+    pub fn download_all(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        eprintln!("downloading {} packages for {}", packages.len(), self.architecture);
+        let debs = self.dir.join("debs");
+        for package in packages {
+            for old in deb_files(&debs, package)? {
+                fs::remove_file(&old).with_context(|| format!("cannot remove {}", old.display()))?;
+            }
+        }
+        let mut args = vec!["-qq", "download"];
+        args.extend(packages);
+        self.run("apt-get", &args).context("apt could not download them")?;
+        let file = |package: &&str| {
+            deb_files(&debs, package)?
+                .pop()
+                .with_context(|| format!("apt-get download {package} left no file"))
+        };
+        packages.iter().map(file).collect()
+    }
+
     /// Downloads `package`, a name or `name=version`, and returns the file.
     pub fn download(&self, package: &str) -> Result<PathBuf> {
         eprintln!("downloading {package} for {}", self.architecture);

@@ -1,9 +1,16 @@
 //! `cargo xtask bench`, and of it `bench boot`: hvrun beside QEMU on this machine, in turn, so that whatever else the machine does meets both.
 
+mod diod;
+mod disk;
+mod ninep;
+mod options;
+mod virtio;
+
 use crate::{guest, lab, test, workspace};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use hvrun_tests::bare::Program;
 use hvrun_tests::process::{Ended, Supervised, cpu_time};
+use options::Options;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -19,50 +26,34 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// How long an idle guest is watched.
 const IDLE: Duration = Duration::from_secs(10);
 
-struct Options {
-    rounds: usize,
-    memory: String,
-}
+/// How often `bench boot` and `bench lab` run each side, if nothing is said.
+const ROUNDS: usize = 5;
 
 /// `cargo xtask bench`.
 pub fn command(args: &[OsString]) -> Result<()> {
-    let mut options = Options { rounds: 5, memory: "1G".into() };
     let words: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let (first, rest) = words.split_first().context("bench what? There are: bench boot, bench lab")?;
-    ensure!(
-        ["boot", "lab"].contains(&first.as_str()),
-        "there is no bench '{first}'; there are: bench boot, bench lab"
-    );
-    let mut rest = rest.iter();
-    while let Some(word) = rest.next() {
-        let value = rest.next().with_context(|| format!("{word} wants a value"))?;
-        match word.as_str() {
-            "--rounds" => {
-                options.rounds = value
-                    .parse()
-                    .ok()
-                    .filter(|rounds| *rounds > 0)
-                    .with_context(|| format!("--rounds wants a number of 1 or more, not '{value}'"))?;
-            }
-            "--memory" if first == "boot" => options.memory = value.clone(),
-            _ => bail!("bench does not know '{word}'"),
-        }
+    let (name, options) = options::parse(&words)?;
+    match name {
+        "disk" => disk::command(&options),
+        "9p" => ninep::command(&options),
+        "lab" => lab::bench(options.rounds(ROUNDS)),
+        _ => boot(&options),
     }
-    if first == "lab" { lab::bench(options.rounds) } else { boot(&options) }
 }
 
 fn boot(options: &Options) -> Result<()> {
     test::install_debian_packages(&[QEMU])?;
     let guest = guest::ensure()?;
     let hvrun = workspace::release_hvrun()?;
+    let rounds = options.rounds(ROUNDS);
     println!(
         "Debian's kernel to poweroff, {} of memory, {} rounds in turn, median (smallest to largest)\n",
-        options.memory, options.rounds
+        options.memory, rounds
     );
     for cpus in [1, 2] {
         let mut ours = Vec::new();
         let mut theirs = Vec::new();
-        for _ in 0..options.rounds {
+        for _ in 0..rounds {
             ours.push(measure(&mut hvrun_boot(&hvrun, &guest, options, cpus))?);
             theirs.push(measure(&mut qemu_boot(&guest, options, cpus))?);
         }

@@ -30,6 +30,8 @@ const SOURCE_SUITES: &[&str] =
     &["trixie-backports", "forky-backports", "bookworm-backports", "sid", "testing"];
 /// Names the folder `library` of the source to cargo's `-Zbuild-std`, so that the toolchain's own folder stays as it is.
 const SOURCE_VAR: &str = "__CARGO_TESTS_ONLY_SRC_ROOT";
+/// Set to have the library built from source where the toolchain has it, too: to see that all the chores can.
+const FROM_SOURCE_VAR: &str = "HVRUN_STD_FROM_SOURCE";
 /// How long rustup may take. Without a network it tries for minutes.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(120);
 
@@ -79,19 +81,51 @@ fn cargo_with(library: &Library, target: &str, verb: &str) -> Command {
 
 /// A static hvrun for Linux on arm64, built with `profile`; returns the program, without its symbols.
 pub fn static_hvrun(profile: &str) -> Result<PathBuf> {
+    let mut build = static_cargo("build", profile)?;
+    workspace::run(build.args(["--package", "hvrun"]))?;
+    stripped(&workspace::target_dir().join(LINUX_ARM64).join(profile).join("hvrun"))
+}
+
+/// The static test program `test` of `package` for Linux on arm64, without its symbols.
+pub fn static_test(package: &str, test: &str, profile: &str) -> Result<PathBuf> {
+    let mut build = static_cargo("test", profile)?;
+    build.args([
+        "--package",
+        package,
+        "--test",
+        test,
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let output = build.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "'{}' failed ({})", workspace::describe(&build), output.status);
+    let messages = String::from_utf8_lossy(&output.stdout);
+    stripped(&executable(&messages).context("cargo does not say what it has built")?)
+}
+
+/// The program that cargo's messages (JSON, one a line) say was built.
+fn executable(messages: &str) -> Option<PathBuf> {
+    let (_, rest) = messages.split_once(r#""executable":""#)?;
+    rest.split_once('"').map(|(path, _)| PathBuf::from(path))
+}
+
+/// A cargo command that links statically for Linux on arm64.
+fn static_cargo(verb: &str, profile: &str) -> Result<Command> {
     ensure_arm64_linker()?;
-    let mut build = cargo(LINUX_ARM64, "build")?;
-    build
-        .args(["--quiet", "--locked", "--profile", profile, "--package", "hvrun"])
+    let mut command = cargo(LINUX_ARM64, verb)?;
+    command
+        .args(["--quiet", "--locked", "--profile", profile])
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", ARM64_LINKER.0)
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
         // These would win over the line above.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    workspace::run(&mut build)?;
-    let built = workspace::target_dir().join(LINUX_ARM64).join(profile).join("hvrun");
-    let stripped = built.with_extension("stripped");
-    workspace::run(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(&stripped).arg(&built))?;
+    Ok(command)
+}
+
+fn stripped(program: &Path) -> Result<PathBuf> {
+    let stripped = program.with_extension("stripped");
+    workspace::run(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(&stripped).arg(program))?;
     Ok(stripped)
 }
 
@@ -101,6 +135,9 @@ fn ensure_arm64_linker() -> Result<()> {
 
 /// Makes the standard library for `target` available.
 pub fn library(target: &str) -> Result<Library> {
+    if std::env::var_os(FROM_SOURCE_VAR).is_some() {
+        return debian_source().map(Library::Source);
+    }
     if is_installed(target)? {
         return Ok(Library::Installed);
     }
@@ -289,6 +326,16 @@ mod tests {
         assert!(is_release("1.95.0+dfsg1-2~bpo13+1", "1.95.0"));
         assert!(!is_release("1.95.01+dfsg1-2", "1.95.0"));
         assert!(!is_release("1.94.1+dfsg1-1", "1.95.0"));
+    }
+
+    #[test]
+    fn built_program_is_found_among_the_messages_of_libraries() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","executable":"/t/deps/kvm-12","fresh":false}"#
+        );
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/deps/kvm-12")));
     }
 
     #[test]

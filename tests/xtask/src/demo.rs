@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 /// What the user asked for.
@@ -61,11 +62,21 @@ pub fn command(args: &[OsString]) -> Result<ExitCode> {
     match &options.run {
         Some(command) => run_one(hvrun, &options, &guest, command),
         None => {
-            hvrun.arg("--append").arg(format!("console=ttyAMA0{}", terminal_words()));
-            hvrun.args(&options.extra).arg(&guest.kernel).arg(&guest.initrd);
+            let (initrd, modules) = initrd_for(&options, &guest);
+            hvrun.arg("--append").arg(format!("console=ttyAMA0{modules}{}", terminal_words()));
+            hvrun.args(&options.extra).arg(&guest.kernel).arg(initrd);
             // hvrun takes this process's place, so that the terminal, signals and the exit status are its own.
             Err(hvrun.exec()).with_context(|| format!("cannot run {}", workspace::describe(&hvrun)))
         }
+    }
+}
+
+/// The initrd with modules and the word for the kernel to load them, if hvrun was given options, which may be of devices; otherwise the
+/// small one and nothing.
+fn initrd_for<'a>(options: &Options, guest: &'a guest::Guest) -> (&'a Path, &'static str) {
+    match &guest.virtio_initrd {
+        Some(path) if !options.extra.is_empty() => (path, " modules=auto"),
+        _ => (&guest.initrd, ""),
     }
 }
 
@@ -95,13 +106,14 @@ fn run_one(mut hvrun: Command, options: &Options, guest: &guest::Guest, command:
         .context("no random numbers")?;
     let marker = format!("HVRUN-{}", nonce.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
 
-    let mut bytes = std::fs::read(&guest.initrd)?;
+    let (initrd, modules) = initrd_for(options, guest);
+    let mut bytes = std::fs::read(initrd)?;
     bytes.extend(initrd::run_archive(command, &marker)?);
     let mut file = tempfile::Builder::new().prefix("hvrun-demo-").suffix(".cpio").tempfile()?;
     file.write_all(&bytes)?;
 
     // A kernel that panics resets, and a reset ends the run: there is nobody to look at it.
-    hvrun.arg("--append").arg("console=ttyAMA0 quiet panic=-1").arg("--no-reboot");
+    hvrun.arg("--append").arg(format!("console=ttyAMA0 quiet panic=-1{modules}")).arg("--no-reboot");
     hvrun.args(&options.extra).arg(&guest.kernel).arg(file.path());
     let mut child = hvrun
         .stdin(Stdio::null())

@@ -2,13 +2,15 @@
 //! machine's own apt, and the initrd around them. It installs nothing and changes nothing outside `target/`.
 
 use crate::apt::{self, Apt};
-use crate::{initrd, workspace};
+use crate::{initrd, modules, workspace};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A local kernel to use instead of Debian's.
 pub const KERNEL_VAR: &str = "HVRUN_GUEST_KERNEL";
+/// The `lib/modules/VERSION` of the kernel that [`KERNEL_VAR`] names.
+pub const MODULES_VAR: &str = "HVRUN_GUEST_MODULES";
 /// A local static arm64 busybox to use instead of Debian's.
 pub const BUSYBOX_VAR: &str = "HVRUN_GUEST_BUSYBOX";
 
@@ -17,7 +19,7 @@ const KERNEL_META_PACKAGE: &str = "linux-image-arm64";
 const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Changes when what is kept in the folder changes, so that older folders are filled anew.
-const STAMP_VERSION: &str = "guest 1";
+const STAMP_VERSION: &str = "guest 2";
 
 /// What a machine is started with.
 #[derive(Debug, Clone)]
@@ -26,6 +28,17 @@ pub struct Guest {
     pub kernel: PathBuf,
     /// The initrd built by this program.
     pub initrd: PathBuf,
+    /// The same with the kernel's modules, for guests with virtio devices; not there for a local kernel without [`MODULES_VAR`].
+    pub virtio_initrd: Option<PathBuf>,
+}
+
+impl Guest {
+    /// The initrd with modules, or what to do to have one.
+    pub fn with_modules(&self) -> Result<&Path> {
+        let advice =
+            || format!("{KERNEL_VAR} is set without {MODULES_VAR}, the lib/modules/VERSION of that kernel");
+        self.virtio_initrd.as_deref().with_context(advice)
+    }
 }
 
 /// Where the guest lies.
@@ -39,6 +52,7 @@ pub fn ensure() -> Result<Guest> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let kernel = dir.join("vmlinuz");
     let busybox = dir.join("busybox");
+    let modules_dir = dir.join("modules");
     let stamp = dir.join("stamp");
 
     let local_kernel = std::env::var_os(KERNEL_VAR);
@@ -59,10 +73,17 @@ pub fn ensure() -> Result<Guest> {
         remove_if_there(&stamp)?;
         let mut apt = None;
         let kernel_name = match kernel_source {
-            Source::Local(path) => copy_local(KERNEL_VAR, &path, &kernel).map(|()| kernel_name)?,
-            Source::Debian => {
-                prepared(&mut apt, &dir).and_then(|apt| fetch_kernel(apt, &kernel)).map_err(advise)?
+            Source::Local(path) => {
+                copy_local(KERNEL_VAR, &path, &kernel)?;
+                match std::env::var_os(MODULES_VAR) {
+                    Some(from) => modules::collect(Path::new(&from), &modules_dir)?,
+                    None => modules::remove(&modules_dir)?,
+                }
+                kernel_name
             }
+            Source::Debian => prepared(&mut apt, &dir)
+                .and_then(|apt| fetch_kernel(apt, &kernel, &modules_dir))
+                .map_err(advise)?,
         };
         let busybox_name = match busybox_source {
             Source::Local(path) => copy_local(BUSYBOX_VAR, &path, &busybox).map(|()| busybox_name)?,
@@ -77,12 +98,19 @@ pub fn ensure() -> Result<Guest> {
     }
 
     // Cheap, and the scripts in it may have changed.
-    let path = dir.join("initrd.cpio");
-    let bytes = initrd::build(&busybox)?;
-    if fs::read(&path).ok().as_deref() != Some(&bytes[..]) {
-        write_atomically(&path, &bytes)?;
-    }
-    Ok(Guest { kernel, initrd: path })
+    let initrd = dir.join("initrd.cpio");
+    let mut bytes = initrd::build(&busybox)?;
+    write_if_changed(&initrd, &bytes)?;
+    let with_modules = dir.join("initrd-virtio.cpio");
+    let virtio_initrd = if modules_dir.is_dir() {
+        bytes.extend(modules::archive(&modules_dir)?);
+        write_if_changed(&with_modules, &bytes)?;
+        Some(with_modules)
+    } else {
+        remove_if_there(&with_modules)?;
+        None
+    };
+    Ok(Guest { kernel, initrd, virtio_initrd })
 }
 
 /// `cargo xtask guest`.
@@ -90,6 +118,9 @@ pub fn command() -> Result<()> {
     let guest = ensure()?;
     print!("{}", fs::read_to_string(dir().join("stamp"))?);
     println!("{}\n{}", guest.kernel.display(), guest.initrd.display());
+    if let Some(path) = &guest.virtio_initrd {
+        println!("{}", path.display());
+    }
     Ok(())
 }
 
@@ -113,12 +144,18 @@ fn prepared<'a>(slot: &'a mut Option<Apt>, dir: &Path) -> Result<&'a Apt> {
     slot.as_ref().context("apt was not prepared")
 }
 
-fn fetch_kernel(apt: &Apt, to: &Path) -> Result<String> {
+fn fetch_kernel(apt: &Apt, to: &Path, modules_dir: &Path) -> Result<String> {
     // Such as `linux-image-6.1.0-40-arm64`.
     let package = apt.first_dependency(KERNEL_META_PACKAGE, KERNEL_PACKAGE_PREFIX)?;
     let deb = apt.download(&package)?;
     let version = package.strip_prefix(KERNEL_PACKAGE_PREFIX).unwrap_or(&package);
     write_atomically(to, &apt::read_member(&deb, &format!("./boot/vmlinuz-{version}"))?)?;
+    let unpacked = tempfile::tempdir_in(dir())?;
+    apt::unpack(&deb, unpacked.path())?;
+    // Debian moved them from /lib to /usr/lib when it merged the two.
+    let homes = ["lib/modules", "usr/lib/modules"].map(|home| unpacked.path().join(home).join(version));
+    let home = homes.iter().find(|home| home.is_dir()).context("the kernel's package has no modules")?;
+    modules::collect(home, modules_dir)?;
     Ok(package_file_name(&deb))
 }
 
@@ -151,6 +188,13 @@ fn remove_if_there(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).ok().as_deref() != Some(bytes) {
+        write_atomically(path, bytes)?;
+    }
+    Ok(())
 }
 
 /// Writes a file so that nobody ever sees half of it.

@@ -56,6 +56,11 @@ impl Archive {
         self.entry(name, ModeFileType::Regular, mode, (0, 0), data)
     }
 
+    /// Adds a symbolic link.
+    pub fn symlink(&mut self, name: &str, target: &str) -> Result<()> {
+        self.entry(name, ModeFileType::Symlink, 0o777, (0, 0), target.as_bytes())
+    }
+
     /// Adds a character device.
     pub fn char_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
         self.entry(name, ModeFileType::Char, 0o600, (major, minor), &[])

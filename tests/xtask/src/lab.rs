@@ -1,11 +1,11 @@
 //! `cargo xtask lab`: hvrun for arm64 Linux on a real KVM. QEMU emulates an arm64 machine that has the virtualisation extensions; Debian's
 //! kernel in it offers /dev/kvm, and hvrun, in its initrd, boots the same kernel there. What is checked is in `lab/init`; this builds the
-//! machine and reads what it says on its serial port.
+//! machines, one with a GICv3 and one with a GICv2, and reads what they say on their serial ports.
 
 mod bench;
 
 use crate::{cross, guest, initrd, test, workspace};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 pub use bench::command as bench;
 use hvrun_tests::bare::Program;
 use hvrun_tests::process::Supervised;
@@ -14,6 +14,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// The emulator, and the Debian package that has it.
@@ -35,82 +36,158 @@ const NO_DEVICE: u64 = 0x0700_0000;
 /// The cargo profile of hvrun: of the software CPU, which is the greatest part, the lab needs little.
 const PROFILE: &str = "lab";
 
-/// The checks, in the order in which they are run: functions of `lab/init`.
-const CHECKS: &[&str] = &[
-    "power_off_ends_with_0",
-    "linux_boots_with_1_cpu",
-    "linux_boots_with_2_cpus",
-    "linux_boots_with_4_cpus",
-    "linux_boots_with_8_cpus",
-    "reboot_in_place_twice",
-    "no_reboot_ends_at_a_reset",
-    "reset_starts_the_program_afresh",
-    "sigterm_ends_a_guest_that_computes",
-    "sigterm_ends_a_guest_that_sleeps",
-    "sigterm_ends_linux",
-    "read_where_no_device_is_does_not_stop_the_machine",
-    "auto_chooses_kvm_and_says_so_in_one_line",
-    "too_many_vcpus_are_refused",
-    "memory_beyond_the_address_space_is_refused",
-    "missing_dev_kvm_is_named",
-    "unreadable_dev_kvm_is_named",
-    "auto_without_dev_kvm_falls_to_soft_and_says_why",
+/// An outer machine.
+#[derive(Debug, Clone, Copy)]
+struct Machine {
+    /// What it says before each line of its.
+    name: &'static str,
+    /// The version of its interrupt controller, and of those that its KVM has.
+    gic: u32,
+    /// Its checks, in the order in which they are run: functions of `lab/init`.
+    checks: &'static [&'static str],
+}
+
+/// The machines, which run at the same time. What has nothing to do with an interrupt controller is where there is time for it.
+const MACHINES: [Machine; 2] = [
+    Machine {
+        name: "gicv3",
+        gic: 3,
+        checks: &[
+            "power_off_ends_with_0",
+            "irqfd_signal_is_taken_as_an_interrupt",
+            "unregistered_irqfd_raises_nothing",
+            "ioevent_takes_doorbell_writes_without_an_exit",
+            "ioevent_takes_only_the_value_that_it_matches",
+            "unregistered_ioevent_lets_the_write_exit",
+            "second_ioevent_for_the_same_doorbell_is_refused",
+            "linux_boots_with_1_cpu",
+            "linux_boots_with_2_cpus",
+            "linux_boots_with_4_cpus",
+            "linux_boots_with_8_cpus",
+            "reboot_in_place_twice",
+        ],
+    },
+    Machine {
+        name: "gicv2",
+        gic: 2,
+        checks: &[
+            "power_off_ends_with_0",
+            "irqfd_signal_is_taken_as_an_interrupt",
+            "unregistered_irqfd_raises_nothing",
+            "linux_boots_and_reboots_on_a_gicv2",
+            "no_reboot_ends_at_a_reset",
+            "reset_starts_the_program_afresh",
+            "sigterm_ends_a_guest_that_computes",
+            "sigterm_ends_a_guest_that_sleeps",
+            "sigterm_ends_linux",
+            "read_where_no_device_is_does_not_stop_the_machine",
+            "auto_chooses_kvm_and_says_so_in_one_line",
+            "too_many_vcpus_are_refused",
+            "memory_beyond_the_address_space_is_refused",
+            "missing_dev_kvm_is_named",
+            "unreadable_dev_kvm_is_named",
+            "auto_with_unreadable_dev_kvm_warns",
+            "auto_without_dev_kvm_falls_to_soft_and_says_why",
+        ],
+    },
 ];
+
+/// The tests of the CPU seam on a real KVM: package and name.
+const KVM_TESTS: (&str, &str) = ("hvrun-arch", "kvm");
 
 /// `cargo xtask lab`.
 pub fn command(args: &[OsString]) -> Result<()> {
     let words: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     if words.iter().any(|word| word == "--list") {
-        CHECKS.iter().for_each(|check| println!("{check}"));
+        for machine in &MACHINES {
+            machine.checks.iter().for_each(|check| println!("{}: {check}", machine.name));
+        }
         return Ok(());
     }
     let profile = if words.iter().any(|word| word == "--release") { "release" } else { PROFILE };
-    let mut chosen = Vec::new();
-    for word in words.iter().filter(|word| *word != "--release") {
-        let check = CHECKS.iter().find(|check| **check == word.as_str());
-        chosen.push(*check.with_context(|| {
-            format!("the lab has no check '{word}'; 'cargo xtask lab --list' names them")
-        })?);
+    let chosen: Vec<String> = words.into_iter().filter(|word| word != "--release").collect();
+    if let Some(unknown) = chosen.iter().find(|word| MACHINES.iter().all(|machine| !machine.has(word))) {
+        bail!("the lab has no check '{unknown}'; 'cargo xtask lab --list' names them");
     }
-    run(profile, if chosen.is_empty() { CHECKS } else { &chosen })
+    run(profile, &chosen)
 }
 
 /// The step of `cargo xtask test`.
 pub fn step() -> Result<()> {
-    run(PROFILE, CHECKS)
+    run(PROFILE, &[])
 }
 
-fn run(profile: &str, checks: &[&str]) -> Result<()> {
+/// Runs the `chosen` checks on all machines that have them, or all if none is.
+fn run(profile: &str, chosen: &[String]) -> Result<()> {
     test::install_debian_packages(&[QEMU])?;
     let guest = guest::ensure()?;
     let hvrun = hvrun(profile)?;
+    let kvm_tests = cross::static_test(KVM_TESTS.0, KVM_TESTS.1, profile)?;
     let dir = dir()?;
     let initrd = dir.join("outer.cpio");
     let mut archive = outer_initrd(&guest, &hvrun)?;
-    archive.file("lab/checks", 0o644, checks.join("\n").as_bytes())?;
+    let tests = fs::read(&kvm_tests).with_context(|| format!("cannot read {}", kvm_tests.display()))?;
+    archive.file("lab/kvm-tests", 0o755, &tests)?;
+    let wanted = MACHINES.map(|machine| (machine, machine.chosen(chosen)));
+    for (machine, checks) in &wanted {
+        archive.file(&format!("lab/checks.{}", machine.name), 0o644, checks.join("\n").as_bytes())?;
+    }
     let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\n");
     archive.file("lab/settings", 0o644, settings.as_bytes())?;
     guest::write_atomically(&initrd, &archive.finish()?)?;
 
-    let log = dir.join("serial.log");
-    let started = Instant::now();
-    let mut report = Report::default();
-    boot(&guest.kernel, &initrd, &log, &mut |line| report.read(line))?;
-    println!(
-        "    {} of {} checks passed in {:.1} s",
-        report.passed.len(),
-        checks.len(),
-        started.elapsed().as_secs_f64()
-    );
-    let missing: Vec<&&str> =
-        checks.iter().filter(|check| !report.passed.iter().any(|name| name == **check)).collect();
-    ensure!(
-        missing.is_empty(),
-        "the lab did not pass {missing:?}{}; {} has what the machine wrote",
-        if report.ended { "" } else { ", and the machine did not come to its end" },
-        log.display()
-    );
+    let logs = wanted.iter().filter(|(_, checks)| !checks.is_empty());
+    let logs = logs.map(|(machine, checks)| (machine, checks, dir.join(format!("{}.log", machine.name))));
+    let results: Vec<Result<()>> = thread::scope(|scope| {
+        let running: Vec<_> = logs
+            .map(|(machine, checks, log)| {
+                let (kernel, initrd) = (&guest.kernel, &initrd);
+                scope.spawn(move || machine.check(kernel, initrd, checks, &log))
+            })
+            .collect();
+        let panicked = |_| Err(anyhow!("the thread of a machine panicked"));
+        running.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    });
+    let failures: Vec<String> =
+        results.into_iter().filter_map(|result| result.err().map(|error| format!("{error:#}"))).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
+}
+
+impl Machine {
+    fn has(&self, check: &str) -> bool {
+        self.checks.contains(&check)
+    }
+
+    /// Those of its checks that are among `names`, or all if there are no names.
+    fn chosen(&self, names: &[String]) -> Vec<&'static str> {
+        let is_chosen = |check: &&&str| names.is_empty() || names.iter().any(|name| name == **check);
+        self.checks.iter().filter(is_chosen).copied().collect()
+    }
+
+    /// Boots the machine, and says whether it has passed all `checks`.
+    fn check(&self, kernel: &Path, initrd: &Path, checks: &[&str], log: &Path) -> Result<()> {
+        let started = Instant::now();
+        let mut report = Report { machine: self.name, ..Report::default() };
+        boot(self, kernel, initrd, log, &mut |line| report.read(line))?;
+        println!(
+            "    {}: {} of {} checks passed in {:.1} s",
+            self.name,
+            report.passed.len(),
+            checks.len(),
+            started.elapsed().as_secs_f64()
+        );
+        let missing: Vec<&&str> =
+            checks.iter().filter(|check| !report.passed.iter().any(|name| name == **check)).collect();
+        ensure!(
+            missing.is_empty(),
+            "the lab's machine {} did not pass {missing:?}{}; {} has what it wrote",
+            self.name,
+            if report.ended { "" } else { ", and did not come to its end" },
+            log.display()
+        );
+        Ok(())
+    }
 }
 
 /// The hvrun to put into the machine.
@@ -162,11 +239,13 @@ fn programs() -> [(&'static str, Program); 5] {
 }
 
 /// The emulator's command line. A single thread emulates both CPUs: KVM guests of several CPUs are slower with one thread each.
-fn qemu(kernel: &Path, initrd: &Path) -> Command {
+fn qemu(machine: &Machine, kernel: &Path, initrd: &Path) -> Command {
     let mut command = Command::new(QEMU.0);
-    command.args(["-M", "virt,virtualization=on,gic-version=3", "-cpu", CPU, "-smp", "2", "-m", "1536M"]);
-    command.args(["-accel", "tcg,thread=single", "-nodefaults", "-nic", "none", "-display", "none"]);
-    command.args(["-serial", "stdio", "-no-reboot", "-append"]).arg(format!("console=ttyAMA0 {TRIM}"));
+    command.args(["-M", &format!("virt,virtualization=on,gic-version={}", machine.gic)]);
+    command.args(["-cpu", CPU, "-smp", "2", "-m", "1536M", "-accel", "tcg,thread=single"]);
+    command.args(["-nodefaults", "-nic", "none", "-display", "none", "-serial", "stdio", "-no-reboot"]);
+    // What the kernel does not know becomes a variable of its first process.
+    command.arg("-append").arg(format!("console=ttyAMA0 {TRIM} lab={}", machine.name));
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command
 }
@@ -174,13 +253,20 @@ fn qemu(kernel: &Path, initrd: &Path) -> Command {
 /// What the machine said.
 #[derive(Debug, Default)]
 struct Report {
+    machine: &'static str,
     passed: Vec<String>,
     ended: bool,
 }
 
 /// Boots the outer machine, gives each line of its to `read` as it comes, and keeps all it writes in `log`.
-fn boot(kernel: &Path, initrd: &Path, log: &Path, read: &mut dyn FnMut(&str)) -> Result<()> {
-    let mut command = qemu(kernel, initrd);
+fn boot(
+    machine: &Machine,
+    kernel: &Path,
+    initrd: &Path,
+    log: &Path,
+    read: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let mut command = qemu(machine, kernel, initrd);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut log_file = fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let (process, mut child) = Supervised::spawn(&mut command, LIMIT)?;
@@ -204,15 +290,16 @@ impl Report {
         // Whatever the kernel wrote without an end of line stands before it.
         let Some(at) = line.find("LAB") else { return };
         let line = &line[at..];
+        let machine = self.machine;
         match line.split_once([' ', '|']) {
             Some(("LAB-OK", rest)) => {
                 let (name, seconds) = rest.split_once(' ').unwrap_or((rest, "?"));
                 self.passed.push(name.to_owned());
-                println!("    ok      {name} ({seconds} s)");
+                println!("    {machine}: ok      {name} ({seconds} s)");
             }
-            Some(("LAB-FAILED", rest)) => println!("    FAILED  {rest}"),
-            Some(("LAB", rest)) => println!("           {rest}"),
-            Some(("LAB-UP", seconds)) => println!("    the outer machine is up ({seconds} s)"),
+            Some(("LAB-FAILED", rest)) => println!("    {machine}: FAILED  {rest}"),
+            Some(("LAB", rest)) => println!("    {machine}:        {rest}"),
+            Some(("LAB-UP", seconds)) => println!("    {machine}: the outer machine is up ({seconds} s)"),
             _ if line == "LAB-END" => self.ended = true,
             _ => {}
         }
@@ -225,9 +312,15 @@ mod tests {
 
     #[test]
     fn every_check_is_a_function_of_the_script() {
-        let missing: Vec<&&str> =
-            CHECKS.iter().filter(|check| !INIT.contains(&format!("\n{check}() {{"))).collect();
+        let checks = MACHINES.iter().flat_map(|machine| machine.checks);
+        let missing: Vec<&&str> = checks.filter(|check| !INIT.contains(&format!("\n{check}() {{"))).collect();
         assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn chosen_check_is_run_where_it_is() {
+        let [gicv3, gicv2] = MACHINES.map(|machine| machine.chosen(&["sigterm_ends_linux".to_owned()]));
+        assert_eq!((gicv3.as_slice(), gicv2.as_slice()), ([].as_slice(), ["sigterm_ends_linux"].as_slice()));
     }
 
     #[test]

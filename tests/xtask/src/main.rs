@@ -5,10 +5,13 @@ mod apt;
 mod bench;
 mod cross;
 mod demo;
+mod elf;
 mod guest;
 mod initrd;
 mod lab;
+mod libraries;
 mod mac;
+mod modules;
 mod test;
 mod workspace;
 
@@ -25,6 +28,11 @@ Usage: cargo xtask COMMAND
                  with STEPs, only these (`test --list` names them)
   bench boot [--rounds N] [--memory SIZE]
                  boots to poweroff, hvrun and qemu-system-aarch64 in turn: time, memory, CPU
+  bench disk [--rounds N] [--quick] [--qcow2] [--cpus N] [--transport pci|mmio] [--only SIDE]
+                 fio in the guest on a virtio disk, hvrun and QEMU in turn
+  bench 9p [--rounds N] [--quick] [--host] [--cpus N] [--transport pci|mmio] [--only SIDE]
+                 a share used from the guest, hvrun and QEMU in turn; and the 9P server without
+                 a guest, beside diod
   bench lab [--rounds N]
                  the same on KVM, inside the lab's emulated machine, and the time to KVM_RUN
   lab [--list] [--release] [CHECK..]
@@ -42,6 +50,7 @@ Environment:
   HVRUN_BIN                a hvrun to use instead of building one (demo, bench)
   HVRUN_ZIG                a zig to link with for macOS instead of the one from PyPI
   HVRUN_GUEST_KERNEL       an arm64 kernel to use instead of Debian's
+  HVRUN_GUEST_MODULES      the lib/modules/VERSION of that kernel
   HVRUN_GUEST_BUSYBOX      a static arm64 busybox to use instead of Debian's
 ";
 

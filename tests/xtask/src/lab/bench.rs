@@ -1,7 +1,7 @@
 //! `cargo xtask bench lab`: hvrun beside Debian's arm64 QEMU, both on KVM inside the lab's machine, in turn. What is measured is in
 //! `lab/bench`; this puts QEMU and its libraries into the machine and prints medians. Times are of an emulated machine: only ratios count.
 
-use super::{GUEST_LIMIT_SECONDS, QEMU, TRIM, boot, dir, hvrun, outer_initrd};
+use super::{GUEST_LIMIT_SECONDS, Machine, QEMU, TRIM, boot, dir, hvrun, outer_initrd};
 use crate::apt::{self, Apt};
 use crate::bench::Spread;
 use crate::{guest, test};
@@ -13,6 +13,8 @@ use std::process::Command;
 
 /// What the outer machine runs.
 const SCRIPT: &str = include_str!("../../lab/bench");
+/// Where.
+const MACHINE: Machine = Machine { name: "bench", gic: 3, checks: &[] };
 /// QEMU's program in its package.
 const PROGRAM: &str = "usr/bin/qemu-system-aarch64";
 /// The dynamic linker: where programs look for it.
@@ -36,6 +38,11 @@ const VALUES: &[(&str, &str)] = &[
     ("mmio_exit_user", "of them MMIO to user space"),
     ("wfi_exit_stat", "of them WFI"),
     ("signal_exits", "of them by signals"),
+    ("exits_interrupts", "of them by interrupts of the host"),
+    ("exits_sysreg", "of them system registers"),
+    ("exits_hvc", "of them HVC"),
+    ("exits_instruction_aborts", "of them instruction aborts"),
+    ("exits_data_aborts", "of them data aborts, MMIO included"),
 ];
 
 /// `cargo xtask bench lab`.
@@ -53,7 +60,7 @@ pub fn command(rounds: usize) -> Result<()> {
         archive.file(&name, 0o755, &fs::read(path)?)?;
     }
     archive.file("lab/bench", 0o644, SCRIPT.as_bytes())?;
-    archive.file("lab/checks", 0o644, b"")?;
+    archive.file(&format!("lab/checks.{}", MACHINE.name), 0o644, b"")?;
     let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\nROUNDS={rounds}\n");
     archive.file("lab/settings", 0o644, settings.as_bytes())?;
     let initrd = dir.join("bench.cpio");
@@ -61,7 +68,7 @@ pub fn command(rounds: usize) -> Result<()> {
 
     let log = dir.join("bench.log");
     let mut measured = Measured::default();
-    boot(&guest.kernel, &initrd, &log, &mut |line| measured.read(line))?;
+    boot(&MACHINE, &guest.kernel, &initrd, &log, &mut |line| measured.read(line))?;
     ensure!(
         measured.rounds > rounds && measured.failure.is_none(),
         "the benchmark did not come to its end{}; {} has what the machine wrote",
@@ -191,7 +198,7 @@ mod tests {
     fn every_printed_value_is_reported_by_the_script() {
         let missing: Vec<&str> = VALUES
             .iter()
-            .map(|(name, _)| name.trim_end_matches(|c: char| c.is_ascii_digit()))
+            .map(|(name, _)| name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_start_matches("exits_"))
             .filter(|name| !SCRIPT.contains(name))
             .collect();
         assert!(missing.is_empty(), "{missing:?}");
