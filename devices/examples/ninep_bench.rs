@@ -28,6 +28,8 @@ const TWRITE: u8 = 118;
 
 /// Large enough for a read of 512 KiB and accepted by diod, whose limit is 1 MiB as well.
 const MSIZE: u32 = 524_288 + 24;
+/// Of a message, what is not data in Tread, Rread and Twrite (Linux include/net/9p/9p.h, P9_IOHDRSZ).
+const IO_HEADER: usize = 24;
 const FILE_SIZE: usize = 16 << 20;
 const ENTRIES: usize = 1000;
 
@@ -77,6 +79,8 @@ struct Client<'a> {
     server: &'a mut dyn Server,
     reply: Vec<u8>,
     seconds: f64,
+    /// The largest payload of a read or a write that the server takes.
+    payload: usize,
 }
 
 fn message(op: u8, fields: &[&[u8]]) -> Vec<u8> {
@@ -119,6 +123,9 @@ impl Client<'_> {
 
     fn set_up(&mut self, aname: &str) -> Outcome {
         self.call(&message(TVERSION, &[&number(MSIZE), &string("9P2000.L")]))?;
+        let msize =
+            self.reply.get(7..11).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).unwrap_or_default();
+        self.payload = (u32::from_le_bytes(msize) as usize).saturating_sub(IO_HEADER);
         let uid = rustix::process::geteuid().as_raw();
         self.call(&message(
             TATTACH,
@@ -176,14 +183,17 @@ impl Client<'_> {
         let open = message(TLOPEN, &[&number(9), &number(0)]);
         self.measure("walk 1, lopen, clunk", &[walk(1, 9, &["data"]), open, clunk(9)])?;
         self.measure("walk 1, getattr, clunk", &[walk(1, 9, &["data"]), getattr(9), clunk(9)])?;
-        let listing = message(TREADDIR, &[&number(4), &0_u64.to_le_bytes(), &number(65_536)]);
+        let count = self.payload.min(65_536) as u32;
+        let listing = message(TREADDIR, &[&number(4), &0_u64.to_le_bytes(), &number(count)]);
         self.measure("readdir of 1000 entries", &[listing])?;
         let offsets = |size: usize| (0..FILE_SIZE / size).map(move |n| (n * size) as u64);
-        for size in [4096, 16_384, 131_072, 524_288] {
+        let payload = self.payload;
+        let fits = |size: &usize| *size <= payload;
+        for size in [4096, 16_384, 32_768, 131_072, 524_288].into_iter().filter(fits) {
             let reads: Vec<_> = offsets(size).map(|offset| read(offset, size as u32)).collect();
             self.measure(&format!("read {} KiB", size / 1024), &reads)?;
         }
-        for size in [16_384, 524_288] {
+        for size in [16_384, 32_768, 524_288].into_iter().filter(fits) {
             self.measure(&format!("write {} KiB", size / 1024), &[write(size)])?;
         }
         Ok(())
@@ -223,18 +233,18 @@ fn main() -> Outcome {
         if let Some(directory) = directory {
             furnish(&directory)?;
         }
-        let mut server = Socket(UnixStream::connect(socket)?, "its socket");
-        return Client { server: &mut server, reply, seconds }.run(&aname);
+        let mut server = Socket(UnixStream::connect(socket)?, "other server");
+        return Client { server: &mut server, reply, seconds, payload: 0 }.run(&aname);
     }
     let temporary = tempfile::tempdir()?;
     furnish(temporary.path())?;
     let share = Share::open(&ShareConfig::new(temporary.path(), "bench"))?;
     let mut server = InProcess(Session::new(share.clone()));
-    Client { server: &mut server, reply: reply.clone(), seconds }.run("")?;
+    Client { server: &mut server, reply: reply.clone(), seconds, payload: 0 }.run("")?;
     let (ours, theirs) = UnixStream::pair()?;
     let served = std::thread::spawn(move || serve(&Session::new(share), theirs));
     let mut server = Socket(ours, "unix socket");
-    Client { server: &mut server, reply, seconds }.run("")?;
+    Client { server: &mut server, reply, seconds, payload: 0 }.run("")?;
     drop(server);
     served.join().map_err(|_| "the server panicked")??;
     Ok(())

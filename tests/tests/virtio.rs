@@ -284,7 +284,7 @@ fn memory_that_the_guest_has_freed_goes_back_to_the_host() -> Result<()> {
         std::thread::sleep(Duration::from_millis(500));
     }
     ensure!(left + 150 * MIB < full, "{} MiB before, {} MiB after", full / MIB, left / MIB);
-    guest.sh("yes hvrun | head -c 100000000 > /t/x; [ $(sha256sum < /t/x | cut -c1-16) = $(yes hvrun | head -c 100000000 | sha256sum | cut -c1-16) ]")?;
+    guest.sh("cp /bin/busybox /t/x; cmp /bin/busybox /t/x")?;
     assert_eq!(guest.poweroff()?.code, Some(0));
     Ok(())
 }

@@ -199,12 +199,6 @@ impl Virtqueue {
         if more { Err(QueueError::Chain(chain.head)) } else { Ok(true) }
     }
 
-    /// Whether there is a chain to [`pop`](Virtqueue::pop). Takes nothing.
-    pub fn has_available(&self, memory: &GuestMemory) -> bool {
-        let available = self.queue.avail_idx(memory, Ordering::Acquire);
-        !self.broken && available.is_ok_and(|index| index.0 != self.queue.next_avail())
-    }
-
     /// Puts the chain that was taken last back, to be taken again.
     pub fn undo_pop(&mut self) {
         if !self.broken {

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::place::{DirHandle, Name};
+use super::place::{DirHandle, Name, entries};
 use super::proto::Outcome;
 use crate::sys::ninep::{self as host, Target};
 use crate::util::lock;
@@ -78,9 +78,8 @@ impl DirHandle {
             return Ok(index.clone());
         }
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(self.as_fd())? {
+        for entry in entries(self)? {
             let entry = entry?;
-            // Only these names and what they could be mistaken for matter; most directories have none.
             names.push(entry.file_name().to_bytes().to_vec());
         }
         let mut index = HackIndex::of(names.iter().map(Vec::as_slice));

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::place::{DirHandle, Name};
+use super::place::{DirHandle, Name, entries};
 use super::proto::{Outcome, WireError, errno, fail, mode};
 use crate::sys::ninep::{self as host, Attr, Target};
 
@@ -228,8 +228,8 @@ pub(super) fn remove_file(dir: &DirHandle, name: &Name) -> Outcome<()> {
 /// Before a directory is removed: takes its own metadata directory away if nothing else is in it.
 pub(super) fn prepare_rmdir(dir: &DirHandle, name: &Name) -> Outcome<()> {
     let inside = rustix::fs::openat(dir.as_fd(), name.as_c_str(), host::directory_flags(), Mode::empty())?;
-    let mut entries = rustix::fs::Dir::read_from(&inside)?;
-    let others = entries.any(|entry| {
+    let mut found = entries(&inside)?;
+    let others = found.any(|entry| {
         !entry.is_ok_and(|entry| [c".", c"..", METADATA].iter().any(|own| entry.file_name() == *own))
     });
     if others {
@@ -240,7 +240,7 @@ pub(super) fn prepare_rmdir(dir: &DirHandle, name: &Name) -> Outcome<()> {
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    for entry in rustix::fs::Dir::read_from(&metadata)? {
+    for entry in entries(&metadata)? {
         let entry = entry?;
         if entry.file_name() != c"." && entry.file_name() != c".." {
             rustix::fs::unlinkat(&metadata, entry.file_name(), AtFlags::empty())?;

@@ -107,6 +107,7 @@ impl AsFd for DirHandle {
 
 /// Where a file is.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "boxing the name would allocate for every request")]
 pub(super) enum Place {
     /// At a name in a directory; the root of the share is `.` in itself.
     At(Arc<DirHandle>, Name),
@@ -189,6 +190,12 @@ impl Place {
             },
         }
     }
+}
+
+/// Reads the entries of a directory, also through a descriptor that only stands for it.
+pub(super) fn entries(dir: impl AsFd) -> Outcome<rustix::fs::Dir> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::Dir::new(rustix::fs::openat(dir, c".", flags, Mode::empty())?)?)
 }
 
 /// Owner and group for the host's calls; all ones means "leave it".

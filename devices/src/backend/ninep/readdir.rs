@@ -11,7 +11,7 @@ use super::casehack::HackIndex;
 use super::config::SecurityModel;
 use super::iov::Scatter;
 use super::mapped;
-use super::place::Name;
+use super::place::{Name, entries};
 use super::proto::{Outcome, QID_SIZE, dt, errno, fail, mode, qt};
 use super::share::Share;
 use super::xattr::{Budget, Reservation};
@@ -71,7 +71,7 @@ impl Share {
     fn list(&self, dir: &OpenDir, budget: &Arc<Budget>) -> Outcome<Listing> {
         let mut listing = Listing::default();
         let mut set_aside = 0;
-        for entry in rustix::fs::Dir::read_from(&dir.fd)? {
+        for entry in entries(&dir.fd)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if self.config.security == SecurityModel::MappedFile && mapped::is_metadata_name(name) {
@@ -102,7 +102,7 @@ impl Share {
                 let stat = host::stat(Target::Entry(dir.fd.as_fd(), entry.file_name()));
                 stat.map_or(dt::UNKNOWN, |attr| kind_of_mode(attr.mode))
             }
-            other => kind_of_mode(u32::from(other.as_raw_mode())),
+            other => kind_of_mode(other.as_raw_mode()),
         };
         Ok(kind)
     }
@@ -174,9 +174,10 @@ fn present(listing: Listing) -> Outcome<Listing> {
     Ok(presented)
 }
 
-fn kind_of_mode(mode: u32) -> u8 {
+/// Hosts differ in how many bits a mode has.
+fn kind_of_mode(mode: impl Into<u32>) -> u8 {
     // DT_* are the format bits of a mode, moved down (`IFTODT`).
-    ((mode & mode::FORMAT) >> 12) as u8
+    ((mode.into() & mode::FORMAT) >> 12) as u8
 }
 
 fn qid_kind(kind: u8) -> u8 {

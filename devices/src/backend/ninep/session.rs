@@ -205,7 +205,7 @@ impl Session {
     ) -> Outcome<Body> {
         if kind == op::TWRITE {
             // Linux leaves the data out of the size when it hands over its pages (`p9_virtio_zc_request`).
-            return Ok(Body::Small(HEADER_SIZE..available.min(TWRITE_HEADER).max(HEADER_SIZE)));
+            return Ok(Body::Small(HEADER_SIZE..available.clamp(HEADER_SIZE, TWRITE_HEADER)));
         }
         if size < HEADER_SIZE || size > input.len() {
             return fail(errno::EPROTO);

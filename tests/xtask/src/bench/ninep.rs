@@ -1,7 +1,7 @@
 //! `cargo xtask bench 9p`: a share of the host, used from a guest; and, without a guest, hvrun's 9P server in process beside diod.
 
 use super::QEMU;
-use super::diod;
+use super::diod::Diod;
 use super::options::{Options, Side};
 use super::virtio::{self, Bench, Rows};
 use crate::{test, workspace};
@@ -110,23 +110,36 @@ fn attach(side: Side, command: &mut Command, share: &Path) {
     }
 }
 
-/// Requests per second without a guest: the server in process, as the device calls it, and diod over a socket.
+/// Requests per second without a guest: the server in process, as the device calls it, over a socket, and diod over a socket.
 fn host(options: &Options) -> Result<()> {
+    let seconds = if options.quick { "0.3" } else { "1" };
     if options.only != Some(Side::Qemu) {
-        println!("hvrun's 9P server in process");
-        let mut command = workspace::cargo();
-        command.args([
-            "run",
-            "--quiet",
-            "--release",
-            "--locked",
-            "-p",
-            "hvrun-devices",
-            "--example",
-            "ninep_bench",
-        ]);
-        workspace::run(&mut command)?;
+        println!("hvrun's 9P server, one request at a time");
+        workspace::run(ninep_bench().args(["--seconds", seconds]))?;
         println!();
     }
-    diod::command(options.quick)
+    if options.only != Some(Side::Hvrun) {
+        println!("diod, the same");
+        let dir = tempfile::tempdir().context("no temporary folder")?;
+        let diod = Diod::start(dir.path())?;
+        workspace::run(ninep_bench().args(["--seconds", seconds]).args(diod.options()))?;
+    }
+    Ok(())
+}
+
+/// The client, which can also serve itself.
+fn ninep_bench() -> Command {
+    let mut command = workspace::cargo();
+    command.args([
+        "run",
+        "--quiet",
+        "--release",
+        "--locked",
+        "-p",
+        "hvrun-devices",
+        "--example",
+        "ninep_bench",
+        "--",
+    ]);
+    command
 }

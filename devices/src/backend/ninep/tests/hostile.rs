@@ -186,7 +186,7 @@ proptest! {
                 let room: Vec<_> = reply.chunks_mut(pieces * 3).map(vm_memory::VolatileSlice::from).collect();
                 client.session.handle(&parts, &room)
             };
-            prop_assert!(length >= HEADER_SIZE && length <= 8192);
+            prop_assert!((HEADER_SIZE..=8192).contains(&length));
         }
         prop_assert_eq!(std::fs::read(host.secret()).ok(), Some(b"out of reach".to_vec()));
         prop_assert_eq!(std::fs::read_dir(host.dir.path()).map(Iterator::count).ok(), Some(2));

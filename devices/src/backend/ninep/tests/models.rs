@@ -90,32 +90,61 @@ fn mapped_xattr_reads_what_qemu_wrote() -> Result {
     Ok(())
 }
 
-/// What a link and a device look like in a mapped share: link target, kinds, modes, device number, what opening says.
-fn special_files(security: SecurityModel) -> Result<(String, u8, u32, u32, u64, Answer<()>, bool)> {
-    let host = Host::model(security)?;
-    let client = host.client()?;
-    client.symlink(ROOT, "s", "where/to")?;
-    client.mknod(ROOT, "null", 0o020_666, (1, 3))?;
-    let link = client.walk(ROOT, 1, &["s"])?[0].kind;
-    client.go(ROOT, 2, "null")?;
-    let (link_mode, device) = (client.getattr(1)?.mode, client.getattr(2)?);
-    let opened = client.lopen(1, 0).map(drop);
-    let plain =
-        host.path("s").symlink_metadata()?.is_file() && host.path("null").symlink_metadata()?.is_file();
-    Ok((client.readlink(1)?, link, link_mode, device.mode, device.rdev, opened, plain))
+/// What a link and a device look like in a mapped share.
+#[derive(Debug, PartialEq)]
+struct Special {
+    target: String,
+    link_kind: u8,
+    link_mode: u32,
+    device_mode: u32,
+    device: u64,
+    opened: Answer<()>,
+    plain_on_host: bool,
+}
+
+impl Special {
+    fn expected() -> Self {
+        Self {
+            target: "where/to".to_owned(),
+            link_kind: 2,
+            link_mode: 0o120_777,
+            device_mode: 0o020_666,
+            device: 0x103,
+            opened: refused(errno::ELOOP),
+            plain_on_host: true,
+        }
+    }
+
+    fn seen(security: SecurityModel) -> Result<Self> {
+        let host = Host::model(security)?;
+        let client = host.client()?;
+        client.symlink(ROOT, "s", "where/to")?;
+        client.mknod(ROOT, "null", 0o020_666, (1, 3))?;
+        let link_kind = client.walk(ROOT, 1, &["s"])?[0].kind;
+        client.go(ROOT, 2, "null")?;
+        let device = client.getattr(2)?;
+        let is_plain = |name| host.path(name).symlink_metadata().map(|metadata| metadata.is_file());
+        Ok(Self {
+            target: client.readlink(1)?,
+            link_kind,
+            link_mode: client.getattr(1)?.mode,
+            device_mode: device.mode,
+            device: device.rdev,
+            opened: client.lopen(1, 0).map(drop),
+            plain_on_host: is_plain("s")? && is_plain("null")?,
+        })
+    }
 }
 
 #[test]
 fn mapped_xattr_keeps_links_and_devices_as_plain_files() -> Result {
-    let expected = ("where/to".to_owned(), 2, 0o120_777, 0o020_666, 0x103, refused(errno::ELOOP), true);
-    assert_eq!(special_files(SecurityModel::MappedXattr)?, expected);
+    assert_eq!(Special::seen(SecurityModel::MappedXattr)?, Special::expected());
     Ok(())
 }
 
 #[test]
 fn mapped_file_keeps_links_and_devices_as_plain_files() -> Result {
-    let expected = ("where/to".to_owned(), 2, 0o120_777, 0o020_666, 0x103, refused(errno::ELOOP), true);
-    assert_eq!(special_files(SecurityModel::MappedFile)?, expected);
+    assert_eq!(Special::seen(SecurityModel::MappedFile)?, Special::expected());
     Ok(())
 }
 
