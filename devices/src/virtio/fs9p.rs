@@ -268,3 +268,6 @@ fn header_of(chain: &Chain<'_>) -> [u8; HEADER_SIZE] {
     let _ = std::io::Read::read(&mut chain.reader(), &mut header);
     header
 }
+
+#[cfg(test)]
+mod tests;
