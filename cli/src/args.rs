@@ -200,6 +200,8 @@ fn number(text: &str) -> Result<u32, String> {
 mod tests {
     use super::*;
     use hvrun_vmm::serial::ChardevConfig;
+    use hvrun_vmm::virtio::balloon::BalloonConfig;
+    use hvrun_vmm::virtio::rng::RngConfig;
     use hvrun_vmm::{Accel, GicChoice, MemorySize};
     use std::os::unix::ffi::OsStringExt;
 
@@ -270,6 +272,45 @@ mod tests {
         assert_eq!(config.accel, [Accel::Kvm, Accel::Soft]);
         assert_eq!(config.gic, GicChoice::Soft);
         assert!(config.lifecycle.no_reboot);
+    }
+
+    #[test]
+    fn disks_shares_consoles_and_ports_keep_their_order() {
+        let config = config(&[
+            "--disk=root.qcow2,serial=root",
+            "--share",
+            "/nix/store:nix-store,ro",
+            "--disk",
+            "data.raw,ro",
+            "--console",
+            "unix:/tmp/shell.sock",
+            "--port",
+            "name=org.example.0,to=none",
+        ]);
+        let disks: Vec<_> = config.disks.iter().map(|disk| (disk.path.to_str(), disk.readonly)).collect();
+        assert_eq!(disks, [(Some("root.qcow2"), false), (Some("data.raw"), true)]);
+        assert_eq!((config.shares[0].tag.as_str(), config.shares[0].readonly), ("nix-store", true));
+        assert_eq!(config.consoles[0].to, ChardevConfig::Unix("/tmp/shell.sock".into()));
+        assert_eq!(config.ports[0].name, "org.example.0");
+    }
+
+    #[test]
+    fn a_device_can_be_on_off_or_described() {
+        assert_eq!(config(&[]).rng, Some(RngConfig::default()));
+        assert_eq!(config(&["--rng", "off"]).rng, None);
+        assert_eq!(config(&["--balloon", "on"]).balloon, Some(BalloonConfig::default()));
+        assert!(refusal(&["--balloon", "huge", "k"]).contains("huge"));
+    }
+
+    #[test]
+    fn a_disks_unknown_key_is_named_with_the_known_ones() {
+        let message = refusal(&["--disk", "a,wet=1", "k"]);
+        assert!(message.starts_with("--disk") && message.contains("\"wet\"") && message.contains("serial"));
+    }
+
+    #[test]
+    fn qemus_names_of_devices_lead_to_ours() {
+        assert_eq!(refusal(&["--drive", "x", "k"]), "there is no option --drive; did you mean --disk?");
     }
 
     #[test]
@@ -347,6 +388,11 @@ mod tests {
             ("--accel", "warp"),
             ("--gic", "mine"),
             ("--serial", "tcp:1"),
+            ("--share", "/nowhere"),
+            ("--console", "tcp:1"),
+            ("--port", "unix:/x"),
+            ("--rng", "max-bytes=x"),
+            ("--transport", "isa"),
         ] {
             let message = refusal(&[option, value, "k"]);
             assert!(message.starts_with(option) && message.contains(value), "{message}");

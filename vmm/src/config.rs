@@ -455,10 +455,46 @@ mod tests {
     }
 
     #[test]
+    fn two_shares_with_one_tag_are_refused_with_the_tag() {
+        let mut config = config();
+        config.shares = vec!["/a:src".parse().unwrap(), "/b:src".parse().unwrap()];
+        assert!(config.validate().unwrap_err().to_string().contains("\"src\""));
+    }
+
+    #[test]
+    fn serial_port_and_console_cannot_both_be_on_stdio() {
+        let mut config = config();
+        config.consoles = vec![ConsoleConfig::default()];
+        assert_eq!(config.validate(), Err(ConfigError::StdioTwice));
+        config.serial = ChardevConfig::None;
+        assert_eq!(config.validate(), Ok(()));
+        assert!(config.is_on_stdio());
+    }
+
+    #[test]
+    fn disk_that_cannot_be_is_refused_with_its_path() {
+        let mut config = config();
+        config.disks = vec![DiskConfig { queues: 99, ..DiskConfig::new("/d.raw") }];
+        let message = config.validate().unwrap_err().to_string();
+        assert!(message.contains("/d.raw") && message.contains("99"), "{message}");
+    }
+
+    #[test]
+    fn unknown_transport_is_quoted() {
+        assert!("isa".parse::<Transport>().unwrap_err().to_string().contains("\"isa\""));
+    }
+
+    #[test]
     fn survives_json() {
         let mut config = config();
         config.initrd = Some("/boot/initrd".into());
         config.serial = ChardevConfig::File("/tmp/log".into());
+        config.disks = vec!["d.qcow2,serial=root,ro".parse().unwrap()];
+        config.shares = vec!["/nix/store:nix-store,ro".parse().unwrap()];
+        config.consoles = vec!["unix:/tmp/shell".parse().unwrap()];
+        config.ports = vec!["name=org.example.0,to=none".parse().unwrap()];
+        config.balloon = Some(BalloonConfig::default());
+        config.transport = Transport::Mmio;
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
     }
