@@ -8,6 +8,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
+mod doorbells;
 pub mod fs9p;
 pub mod mmio;
 pub mod pci;

@@ -138,11 +138,12 @@ fn plug(chassis: &Chassis<'_>, host: &PciHost, virtio: &[Arc<dyn VirtioDevice>])
 
 /// One virtio-mmio slot a device, from the first on.
 fn insert_mmio(chassis: &Chassis<'_>, bus: &Bus, virtio: &[Arc<dyn VirtioDevice>]) -> Result<(), BuildError> {
+    let fds = chassis.vm.event_fds();
     for (slot, device) in (0..VIRTIO_MMIO_SLOTS).zip(virtio) {
-        let spi = Spi(VIRTIO_MMIO_SPI.0 + slot);
-        let irq = EdgeIrq::new(chassis.vm.irq_chip(), chassis.vm.event_fds(), spi);
+        let (spi, window) = (Spi(VIRTIO_MMIO_SPI.0 + slot), chassis.layout.virtio_mmio_slot(slot));
+        let irq = EdgeIrq::new(chassis.vm.irq_chip(), fds.clone(), spi);
         let slot_device = VirtioMmio::new(device.clone(), chassis.memory.clone(), irq);
-        bus.insert(chassis.layout.virtio_mmio_slot(slot), Arc::new(slot_device))?;
+        bus.insert(window, Arc::new(slot_device.with_event_fds(fds.clone(), window.base)))?;
     }
     Ok(())
 }

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use hvrun_arch::GuestMemory;
+use hvrun_arch::{Datamatch, EventFds, GuestMemory};
 use serde::{Deserialize, Serialize};
 
 use super::device::{Interrupt, VirtioDevice};
+use super::doorbells::Doorbells;
 use super::transport::{NeedsReset, QueueRegisters, Registers, RegistersState};
 use crate::bus::MmioDevice;
 use crate::irq::EdgeIrq;
@@ -65,6 +66,7 @@ pub struct VirtioMmio {
     device: Arc<dyn VirtioDevice>,
     registers: Mutex<Registers>,
     signal: Arc<Signal>,
+    doorbells: Doorbells,
     odd_accesses: LogLimit,
 }
 
@@ -122,7 +124,22 @@ impl VirtioMmio {
             irq,
         });
         let registers = Registers::new(device.clone(), memory, signal.clone(), needs_reset);
-        VirtioMmio { device, registers: Mutex::new(registers), signal, odd_accesses: LogLimit::default() }
+        let doorbells = Doorbells::new(device.clone(), None, doorbell);
+        VirtioMmio {
+            device,
+            registers: Mutex::new(registers),
+            signal,
+            doorbells,
+            odd_accesses: LogLimit::default(),
+        }
+    }
+
+    /// The same at the address `base`, for a hypervisor that can ring by itself for devices with a descriptor.
+    #[must_use]
+    pub fn with_event_fds(mut self, fds: Option<Arc<dyn EventFds>>, base: u64) -> Self {
+        self.doorbells = Doorbells::new(self.device.clone(), fds, doorbell);
+        self.doorbells.set_base(Some(base));
+        self
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -172,12 +189,19 @@ impl VirtioMmio {
             reg::STATUS => {
                 // The upper bits are reserved.
                 let value = value as u8;
+                if value == 0 {
+                    self.doorbells.set_running(false);
+                }
                 registers.set_status(value);
+                self.doorbells.set_running(registers.is_running());
                 if value == 0 {
                     self.signal.status.store(0, Ordering::SeqCst);
                 }
             }
-            reg::QUEUE_READY if value & 1 == 0 && registers.is_running() => registers.stop_queue(),
+            reg::QUEUE_READY if value & 1 == 0 && registers.is_running() => {
+                self.doorbells.set_running(false);
+                registers.stop_queue();
+            }
             _ => {
                 if let Some(queue) = registers.queue_mut() {
                     write_queue_register(queue, offset, value);
@@ -185,6 +209,11 @@ impl VirtioMmio {
             }
         }
     }
+}
+
+/// The write that rings for `queue` of the device at `base`.
+fn doorbell(base: u64, queue: u16) -> (u64, Datamatch) {
+    (base.wrapping_add(reg::QUEUE_NOTIFY), Datamatch::U32(queue.into()))
 }
 
 fn write_queue_register(queue: &mut QueueRegisters, offset: u64, value: u32) {
@@ -250,6 +279,7 @@ impl MmioDevice for VirtioMmio {
     }
 
     fn reset(&self) {
+        self.doorbells.set_running(false);
         lock(&self.registers).reset();
         self.signal.status.store(0, Ordering::SeqCst);
         self.signal.generation.store(0, Ordering::SeqCst);

@@ -2,21 +2,20 @@
 //! [`super::transport`]; configuration space, BARs and MSI-X as such are in [`crate::pci`].
 
 mod common;
-mod doorbells;
 mod signal;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use hvrun_arch::{EventFds, GuestMemory};
+use hvrun_arch::{Datamatch, EventFds, GuestMemory};
 use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceType, VirtioDevice};
+use super::doorbells::Doorbells;
 use super::transport::{NeedsReset, Registers, RegistersState};
 use crate::pci::config::ConfigLayoutError;
 use crate::pci::{Bar, BarKind, ConfigSpace, Identity, IntxPin, MsiSink, Msix, MsixState, PciFunction, msix};
 use crate::util::{LogLimit, lock};
-use doorbells::Doorbells;
 use signal::Signal;
 
 /// Vendor ID of all virtio devices (4.1.2).
@@ -126,6 +125,11 @@ pub struct VirtioPci {
     odd_accesses: LogLimit,
 }
 
+/// The write that rings for `queue`, where the doorbells begin at `base`: any, since each queue has an address of its own.
+fn doorbell(base: u64, queue: u16) -> (u64, Datamatch) {
+    (base.wrapping_add(u64::from(queue) * u64::from(NOTIFY_MULTIPLIER)), Datamatch::Any)
+}
+
 impl VirtioPci {
     /// `device` as a function whose messages go to `msi`. With `fds`, doorbells that the device offers a descriptor for ring it past
     /// the vCPUs' threads.
@@ -179,7 +183,7 @@ impl VirtioPci {
             queues: queues as u64,
             registers: Mutex::new(registers),
             signal,
-            doorbells: Doorbells::new(device.clone(), fds),
+            doorbells: Doorbells::new(device.clone(), fds, doorbell),
             device,
             odd_accesses: LogLimit::default(),
         })

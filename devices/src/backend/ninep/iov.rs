@@ -6,6 +6,8 @@ use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::{PtrGuard, PtrGuardMut};
 
+use crate::sys::ninep as host;
+
 /// Ranges per call to the host. More of them take more calls; 64 pages are 256 KiB.
 const BATCH: usize = 64;
 
@@ -65,7 +67,22 @@ impl<'a> Scatter<'a> {
         self.transfer::<PtrGuardMut>(skip, count, offset, |ranges, offset| {
             // SAFETY: each range is memory that a live guard stands for; it is the guest's or the caller's to be
             // overwritten, and Rust holds no reference into it.
-            unsafe { libc::preadv(file.as_raw_fd(), ranges.as_ptr(), ranges.len() as i32, offset) }
+            retry(|| unsafe { libc::preadv(file.as_raw_fd(), ranges.as_ptr(), ranges.len() as i32, offset) })
+        })
+    }
+
+    /// Like [`fill_from_file`](Self::fill_from_file), but only with what the host has in memory: less than asked for may also
+    /// mean that the rest is not there. AGAIN or OPNOTSUPP if none is, or the host cannot tell.
+    pub fn fill_from_cache(
+        &self,
+        skip: usize,
+        count: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        self.transfer::<PtrGuardMut>(skip, count, offset, |ranges, offset| {
+            // SAFETY: as in `fill_from_file`.
+            unsafe { host::preadv_cached(file, ranges, offset) }
         })
     }
 
@@ -79,7 +96,7 @@ impl<'a> Scatter<'a> {
     ) -> Result<usize, Errno> {
         self.transfer::<PtrGuard>(skip, count, offset, |ranges, offset| {
             // SAFETY: each range is memory that a live guard stands for; the call only reads it.
-            unsafe { libc::pwritev(file.as_raw_fd(), ranges.as_ptr(), ranges.len() as i32, offset) }
+            retry(|| unsafe { libc::pwritev(file.as_raw_fd(), ranges.as_ptr(), ranges.len() as i32, offset) })
         })
     }
 
@@ -88,7 +105,7 @@ impl<'a> Scatter<'a> {
         skip: usize,
         count: usize,
         offset: u64,
-        call: impl Fn(&[libc::iovec], libc::off_t) -> isize,
+        call: impl Fn(&[libc::iovec], libc::off_t) -> Result<usize, Errno>,
     ) -> Result<usize, Errno> {
         let mut parts = self.parts(skip, count);
         let mut done = 0_usize;
@@ -108,8 +125,7 @@ impl<'a> Scatter<'a> {
             }
             let position =
                 offset.checked_add(done as u64).and_then(|offset| libc::off_t::try_from(offset).ok());
-            let moved = match position.ok_or(Errno::INVAL).and_then(|at| retry(|| call(&ranges[..used], at)))
-            {
+            let moved = match position.ok_or(Errno::INVAL).and_then(|at| call(&ranges[..used], at)) {
                 Ok(moved) => moved,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => return Ok(done),

@@ -11,6 +11,8 @@ pub const MAX_MSIZE: u32 = 1 << 20;
 pub const HEADER_SIZE: usize = 7;
 /// Bytes of an Rread before its data: the header and `count[4]`.
 pub(super) const RREAD_HEADER: usize = HEADER_SIZE + 4;
+/// Bytes of a Tread: the header and `fid[4] offset[8] count[4]`.
+pub(super) const TREAD_SIZE: usize = HEADER_SIZE + 16;
 /// Bytes of a Twrite before its data: the header and `fid[4] offset[8] count[4]`.
 pub(super) const TWRITE_HEADER: usize = HEADER_SIZE + 16;
 /// What a client sets aside of msize for the header of a read or write (`P9_IOHDRSZ`).

@@ -51,6 +51,22 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd>
     }
 }
 
+/// preadv(2) of what is in the page cache alone: AGAIN if nothing is, OPNOTSUPP if the file system cannot tell.
+///
+/// # Safety
+/// As for preadv(2): each range is memory that may be overwritten.
+pub(crate) unsafe fn preadv_cached(
+    file: BorrowedFd<'_>,
+    ranges: &[libc::iovec],
+    offset: libc::off_t,
+) -> Result<usize> {
+    let count = libc::c_int::try_from(ranges.len()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the caller's promise.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), ranges.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+    let failed = || Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO);
+    usize::try_from(read).map_err(|_| failed())
+}
+
 /// A descriptor that keeps the entry's file reachable after its name is gone.
 pub(crate) fn open_place(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())

@@ -181,3 +181,11 @@ pub(crate) fn remove_xattr(target: Target<'_>, name: &CStr) -> Result<()> {
     check_xattr_name(name)?;
     with_file(target, |file| rustix::fs::fremovexattr(file, name))
 }
+
+/// There is no read here that does not wait.
+///
+/// # Safety
+/// Nothing is asked of the caller.
+pub(crate) unsafe fn preadv_cached(_: BorrowedFd<'_>, _: &[libc::iovec], _: libc::off_t) -> Result<usize> {
+    Err(Errno::OPNOTSUPP)
+}

@@ -121,6 +121,21 @@ fn a_read_moves_the_files_bytes_into_the_reply() {
     assert_eq!(&reply[11..], b"contents");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_of_what_the_host_has_in_memory_is_answered_before_the_doorbell_returns() {
+    let mut guest = Guest::start();
+    guest.mount();
+    guest.open();
+    // The first one may have to wait for the disk.
+    guest.call(&read(1));
+    guest.add(0, &read(2));
+    guest.driver.kick(0);
+    let used = guest.ring.used();
+    assert_eq!(used.len(), 1);
+    assert_eq!(&guest.reply(0, used[0].1)[4..], [&[TREAD + 1, 2, 0, 8, 0, 0, 0], &b"contents"[..]].concat());
+}
+
 #[test]
 fn quick_and_slow_requests_of_one_doorbell_are_all_answered() {
     let mut guest = Guest::start();

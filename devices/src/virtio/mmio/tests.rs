@@ -457,3 +457,9 @@ fn the_state_survives_serialisation() {
     let text = serde_json::to_string(&state).unwrap();
     assert_eq!(serde_json::from_str::<VirtioMmioState>(&text).unwrap(), state);
 }
+
+#[test]
+fn a_queues_doorbell_is_its_number_written_to_queue_notify() {
+    let (addr, data) = doorbell(0x0a00_0200, 3);
+    assert_eq!((addr, data), (0x0a00_0200 + reg::QUEUE_NOTIFY, Datamatch::U32(3)));
+}

@@ -1,8 +1,8 @@
 //! The common configuration structure (virtio 1.2, 4.1.4.3): where each register lies. What they mean is in
 //! [`super::super::transport`].
 
-use super::doorbells::Doorbells;
 use super::signal::Signal;
+use crate::virtio::doorbells::Doorbells;
 use crate::virtio::transport::{QueueRegisters, Registers};
 
 /// Bytes of the structure, up to `queue_device`: the fields behind it belong to features that are not offered.
