@@ -3,8 +3,10 @@
 #![cfg(not(target_os = "macos"))]
 
 use std::cell::RefCell;
+use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -13,13 +15,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 use hvrun_hvf_sim::{Config, Kicks, MacOs, Session, interrupt_all, leaked_objects, statistics, violations};
-use hvrun_tests::artifacts;
+use hvrun_tests::disks::{self, Pattern, SECTOR};
+use hvrun_tests::{artifacts, process};
 use hvrun_vmm::serial::{ChardevConfig, StdioStreams};
+use hvrun_vmm::virtio::balloon::BalloonConfig;
+use hvrun_vmm::virtio::console::ConsoleConfig;
 use hvrun_vmm::{Machine, MachineBuilder, MachineConfig, Outcome, RunningMachine};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Longer than a boot takes on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(150);
+const MIB: u64 = 1 << 20;
 /// Timer interrupts a second that a busy CPU of the guest has at least.
 const LEAST_TICKS: f64 = 10.0;
 
@@ -304,6 +310,137 @@ fn stopping_a_running_linux_breaks_no_rule() -> Result<()> {
     assert_eq!(running.wait()?, Outcome::Stopped);
     assert_eq!(violations(), Vec::<String>::new());
     Ok(())
+}
+
+/// A machine with a source of entropy and a balloon, whose guest has drivers for all devices.
+fn with_drivers() -> Result<MachineConfig> {
+    let mut config = description(2, "512M")?;
+    config.initrd = Some(artifacts::virtio_initrd()?);
+    config.cmdline = "console=ttyAMA0 quiet hvrun=test modules=auto".to_owned();
+    config.balloon = Some(BalloonConfig::default());
+    Ok(config)
+}
+
+/// The files on the host of a machine with two disks, a share and a console.
+struct Furnished {
+    dir: tempfile::TempDir,
+    raw: PathBuf,
+    qcow2: PathBuf,
+}
+
+/// The size of its disks.
+const DISK: u64 = MIB;
+
+impl Furnished {
+    fn new() -> Result<Furnished> {
+        let dir = tempfile::tempdir()?;
+        let raw = disks::raw(dir.path(), "disk.raw", DISK, Pattern { seed: 1 })?;
+        let qcow2 = disks::qcow2(dir.path(), "disk.qcow2", DISK, "", None)?;
+        fs::create_dir(dir.path().join("share"))?;
+        fs::write(dir.path().join("share/note"), "from the host\n")?;
+        Ok(Furnished { dir, raw, qcow2 })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn description(&self) -> Result<MachineConfig> {
+        let mut config = with_drivers()?;
+        config.disks = vec![
+            format!("{},serial=raw,format=raw", self.raw.display()).parse()?,
+            format!("{},serial=qcow2,format=qcow2", self.qcow2.display()).parse()?,
+        ];
+        config.shares = vec![format!("{}:src", self.path("share").display()).parse()?];
+        config.consoles =
+            vec![ConsoleConfig { to: ChardevConfig::File(self.path("console")), ..Default::default() }];
+        Ok(config)
+    }
+
+    /// Each device does its work; what the guest wrote is in its place on the host when the guest is off.
+    fn use_by(&self, guest: &mut Guest, boot: &str) -> Result<()> {
+        ensure!(guest.sh("disk raw; disk qcow2")? == "/dev/vda\n/dev/vdb\n", "other disks");
+        ensure!(
+            guest.sh("grep MSI /proc/interrupts | grep -c virtio0-req")?.trim() != "0",
+            "no MSI of a disk"
+        );
+        let copy = "dd if=/dev/vda of=/dev/vdb bs=64k conv=fsync 2>/dev/null; cmp /dev/vda /dev/vdb";
+        guest.sh(copy)?;
+        guest.sh(&format!(
+            "share src /mnt msize=131072 && cp /mnt/note /mnt/{boot} && cat /dev/vda >/mnt/disk"
+        ))?;
+        ensure!(
+            fs::read_to_string(self.path("share").join(boot))? == "from the host\n",
+            "not the file of the share"
+        );
+        guest.sh(&format!("echo console {boot} >/dev/hvc0"))?;
+        ensure!(
+            guest.sh("cat /sys/class/misc/hw_random/rng_current")?.starts_with("virtio_rng"),
+            "no entropy of the host"
+        );
+        guest.sh("[ $(head -c 4096 /dev/hwrng | gzip | wc -c) -gt 4000 ]").map(drop)
+    }
+
+    /// What is on the host when the guest, having done its work, is off.
+    fn check(&self) -> Result<()> {
+        let sectors = 0..DISK / SECTOR as u64;
+        Pattern { seed: 1 }.check(&self.raw, sectors.clone())?;
+        Pattern { seed: 1 }.check(&self.path("share/disk"), sectors.clone())?;
+        disks::check_qcow2(&self.qcow2)?;
+        let copy = self.path("copy");
+        disks::convert((&self.qcow2, "qcow2"), (&copy, "raw"), &[])?;
+        Pattern { seed: 1 }.check(&copy, sectors)
+    }
+}
+
+/// Boots with devices, uses them, uses them again after a reboot, and powers off.
+fn use_devices(mac_config: Config) -> Result<()> {
+    let furnished = Furnished::new()?;
+    let mut guest = Guest::boot_with(mac_config, furnished.description()?)?;
+    furnished.use_by(&mut guest, "first")?;
+    guest.send("reboot\n")?;
+    guest.expect("HVRUN-READY\n")?;
+    furnished.use_by(&mut guest, "second")?;
+    guest.poweroff()?;
+    let console = fs::read_to_string(furnished.path("console"))?;
+    ensure!(console.contains("console first") && console.contains("console second"), "{console:?}");
+    furnished.check()
+}
+
+#[test]
+fn disks_share_console_and_entropy_reach_linux_on_the_hosts_gic() -> Result<()> {
+    use_devices(host_gic(Kicks::Lost))
+}
+
+#[test]
+fn disks_share_console_and_entropy_reach_linux_on_our_gic() -> Result<()> {
+    use_devices(our_gic(Kicks::Lost))
+}
+
+#[test]
+fn memory_that_linux_has_freed_goes_back_to_the_mac() -> Result<()> {
+    let mut guest = Guest::boot_with(host_gic(Kicks::Sticky), with_drivers()?)?;
+    guest.sh(
+        "mkdir /t; mount -t tmpfs -o size=300M tmpfs /t; dd if=/dev/zero of=/t/x bs=1M count=200 2>/dev/null",
+    )?;
+    let full = resident()?;
+    // Linux reports free pages two seconds after they have been freed.
+    guest.sh("rm /t/x; echo 3 >/proc/sys/vm/drop_caches")?;
+    let deadline = Instant::now() + LIMIT;
+    let mut left = resident()?;
+    while left + 150 * MIB > full && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(500));
+        left = resident()?;
+    }
+    ensure!(left + 150 * MIB <= full, "{} MiB before, {} MiB after", full / MIB, left / MIB);
+    // What went back can be used again, and is whole.
+    guest.sh("for i in $(seq 10); do cp /bin/busybox /t/$i; done; for i in $(seq 10); do cmp /bin/busybox /t/$i || bad=1; done; [ -z \"$bad\" ]")?;
+    guest.poweroff()
+}
+
+/// The resident memory of this process, which is the Mac and the machine.
+fn resident() -> Result<u64> {
+    process::resident(rustix::process::getpid())
 }
 
 /// What a machine that cannot be made says. Afterwards no rule is broken, and another machine can be made.

@@ -1,10 +1,10 @@
 //! `cargo xtask bench`, and of it `bench boot`: hvrun beside QEMU on this machine, in turn, so that whatever else the machine does meets both.
 
 mod diod;
-mod disk;
-mod ninep;
-mod options;
-mod virtio;
+pub(crate) mod disk;
+pub(crate) mod ninep;
+pub(crate) mod options;
+pub(crate) mod virtio;
 
 use crate::{guest, lab, test, workspace};
 use anyhow::{Context, Result, ensure};
@@ -36,6 +36,7 @@ pub fn command(args: &[OsString]) -> Result<()> {
     match name {
         "disk" => disk::command(&options),
         "9p" => ninep::command(&options),
+        "lab" if options.virtio => lab::bench_virtio(options.rounds(ROUNDS)),
         "lab" => lab::bench(options.rounds(ROUNDS)),
         _ => boot(&options),
     }

@@ -6,8 +6,9 @@ mod bench;
 
 use crate::{cross, guest, initrd, test, workspace};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-pub use bench::command as bench;
+pub use bench::{command as bench, virtio as bench_virtio};
 use hvrun_tests::bare::Program;
+use hvrun_tests::disks::{self, Pattern};
 use hvrun_tests::process::Supervised;
 use std::ffi::OsString;
 use std::fs;
@@ -33,6 +34,10 @@ const LIMIT: Duration = Duration::from_secs(900);
 const GUEST_LIMIT_SECONDS: u32 = 150;
 /// The address of no device, in a gap before the first.
 const NO_DEVICE: u64 = 0x0700_0000;
+/// Makes qcow2 images, and the Debian package that has it.
+const QEMU_IMG: (&str, &str) = ("qemu-img", "qemu-utils");
+/// The size of the inner guests' disks.
+const DISK_SIZE: u64 = 1 << 20;
 /// The cargo profile of hvrun: of the software CPU, which is the greatest part, the lab needs little.
 const PROFILE: &str = "lab";
 
@@ -43,6 +48,8 @@ struct Machine {
     name: &'static str,
     /// The version of its interrupt controller, and of those that its KVM has.
     gic: u32,
+    /// Its memory, as QEMU writes it.
+    memory: &'static str,
     /// Its checks, in the order in which they are run: functions of `lab/init`.
     checks: &'static [&'static str],
 }
@@ -52,6 +59,7 @@ const MACHINES: [Machine; 2] = [
     Machine {
         name: "gicv3",
         gic: 3,
+        memory: "1536M",
         checks: &[
             "power_off_ends_with_0",
             "irqfd_signal_is_taken_as_an_interrupt",
@@ -64,17 +72,20 @@ const MACHINES: [Machine; 2] = [
             "linux_boots_with_2_cpus",
             "linux_boots_with_4_cpus",
             "linux_boots_with_8_cpus",
-            "reboot_in_place_twice",
+            "disks_share_and_console_work_by_pci_and_after_a_reboot",
         ],
     },
     Machine {
         name: "gicv2",
         gic: 2,
+        memory: "1536M",
         checks: &[
             "power_off_ends_with_0",
             "irqfd_signal_is_taken_as_an_interrupt",
             "unregistered_irqfd_raises_nothing",
             "linux_boots_and_reboots_on_a_gicv2",
+            "disks_share_and_console_work_by_pci_on_a_gicv2",
+            "disks_share_and_console_work_by_mmio",
             "no_reboot_ends_at_a_reset",
             "reset_starts_the_program_afresh",
             "sigterm_ends_a_guest_that_computes",
@@ -119,7 +130,7 @@ pub fn step() -> Result<()> {
 
 /// Runs the `chosen` checks on all machines that have them, or all if none is.
 fn run(profile: &str, chosen: &[String]) -> Result<()> {
-    test::install_debian_packages(&[QEMU])?;
+    test::install_debian_packages(&[QEMU, QEMU_IMG])?;
     let guest = guest::ensure()?;
     let hvrun = hvrun(profile)?;
     let kvm_tests = cross::static_test(KVM_TESTS.0, KVM_TESTS.1, profile)?;
@@ -132,7 +143,8 @@ fn run(profile: &str, chosen: &[String]) -> Result<()> {
     for (machine, checks) in &wanted {
         archive.file(&format!("lab/checks.{}", machine.name), 0o644, checks.join("\n").as_bytes())?;
     }
-    let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\n");
+    let sum = add_devices(&mut archive, &guest)?;
+    let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\nQCOW2_SUM={sum}\n");
     archive.file("lab/settings", 0o644, settings.as_bytes())?;
     guest::write_atomically(&initrd, &archive.finish()?)?;
 
@@ -226,6 +238,22 @@ fn outer_initrd(guest: &guest::Guest, hvrun: &Path) -> Result<initrd::Archive> {
     Ok(archive)
 }
 
+/// Adds what inner guests with virtio devices need: drivers, a raw disk and a qcow2 one with other contents, whose SHA-256 it returns.
+fn add_devices(archive: &mut initrd::Archive, guest: &guest::Guest) -> Result<String> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let dir = tempfile::tempdir().context("no temporary folder")?;
+    let first = disks::raw(dir.path(), "first", DISK_SIZE, Pattern { seed: 1 })?;
+    let second = disks::raw(dir.path(), "second", DISK_SIZE, Pattern { seed: 2 })?;
+    let image = dir.path().join("qcow2");
+    disks::convert((&second, "raw"), (&image, "qcow2"), &[])?;
+    archive.file("lab/disk.raw", 0o644, &read(&first)?)?;
+    archive.file("lab/disk.qcow2", 0o644, &read(&image)?)?;
+    archive.file("lab/initrd-virtio.cpio", 0o644, &read(guest.with_modules()?)?)?;
+    let output = Command::new("sha256sum").arg(&second).output().context("cannot run sha256sum")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.split_whitespace().next().context("sha256sum prints nothing")?.to_owned())
+}
+
 /// Guests of a few instructions.
 fn programs() -> [(&'static str, Program); 5] {
     let hello = || Program::new().print("HELLO\n");
@@ -242,7 +270,7 @@ fn programs() -> [(&'static str, Program); 5] {
 fn qemu(machine: &Machine, kernel: &Path, initrd: &Path) -> Command {
     let mut command = Command::new(QEMU.0);
     command.args(["-M", &format!("virt,virtualization=on,gic-version={}", machine.gic)]);
-    command.args(["-cpu", CPU, "-smp", "2", "-m", "1536M", "-accel", "tcg,thread=single"]);
+    command.args(["-cpu", CPU, "-smp", "2", "-m", machine.memory, "-accel", "tcg,thread=single"]);
     command.args(["-nodefaults", "-nic", "none", "-display", "none", "-serial", "stdio", "-no-reboot"]);
     // What the kernel does not know becomes a variable of its first process.
     command.arg("-append").arg(format!("console=ttyAMA0 {TRIM} lab={}", machine.name));

@@ -34,7 +34,8 @@ const STEPS: &[Step] = &[
 ];
 
 /// A program that tests call, and the Debian package that has it.
-const TOOLS: &[(&str, &str)] = &[("dtc", "device-tree-compiler"), ("qemu-aarch64", "qemu-user")];
+const TOOLS: &[(&str, &str)] =
+    &[("dtc", "device-tree-compiler"), ("qemu-aarch64", "qemu-user"), ("qemu-img", "qemu-utils")];
 
 /// `cargo xtask test`.
 pub fn command(args: &[OsString]) -> Result<ExitCode> {

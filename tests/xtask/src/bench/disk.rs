@@ -20,7 +20,7 @@ const ROUNDS: usize = 3;
 const QEMU_IMG: (&str, &str) = ("qemu-img", "qemu-utils");
 
 /// What the script reports.
-const ROWS: &Rows = &[
+pub const ROWS: &Rows = &[
     ("read_1m_1", "read 1M in order, depth 1, MiB/s"),
     ("read_1m_32", "read 1M in order, depth 32, MiB/s"),
     ("write_1m_1", "write 1M in order, depth 1, MiB/s"),

@@ -21,7 +21,7 @@ const ROUNDS: usize = 2;
 const FILES_A_FOLDER: usize = 100;
 
 /// What the script reports.
-const ROWS: &Rows = &[
+pub const ROWS: &Rows = &[
     ("find", "find, with attributes, files/s"),
     ("create", "create, files/s"),
     ("unlink", "unlink, files/s"),

@@ -43,6 +43,8 @@ pub struct Options {
     pub only: Option<Side>,
     /// Only what needs no guest.
     pub host: bool,
+    /// Virtio devices in the place of boots.
+    pub virtio: bool,
 }
 
 impl Options {
@@ -75,6 +77,7 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
         transport: None,
         only: None,
         host: false,
+        virtio: false,
     };
     let mut rest = rest.iter();
     while let Some(word) = rest.next() {
@@ -98,6 +101,7 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
             }
             ("disk", "--qcow2") => options.qcow2 = true,
             ("9p", "--host") => options.host = true,
+            ("lab", "--virtio") => options.virtio = true,
             _ => bail!("bench {first} does not know '{word}'"),
         }
     }

@@ -3,7 +3,8 @@
 
 use super::{GUEST_LIMIT_SECONDS, Machine, QEMU, TRIM, boot, dir, hvrun, outer_initrd};
 use crate::apt::{self, Apt};
-use crate::bench::Spread;
+use crate::bench::virtio::{self, Rows};
+use crate::bench::{Spread, disk, ninep};
 use crate::{guest, test};
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, HashMap};
@@ -13,8 +14,10 @@ use std::process::Command;
 
 /// What the outer machine runs.
 const SCRIPT: &str = include_str!("../../lab/bench");
+/// What it runs to measure virtio devices.
+const VIRTIO_SCRIPT: &str = include_str!("../../lab/bench-virtio");
 /// Where.
-const MACHINE: Machine = Machine { name: "bench", gic: 3, checks: &[] };
+const MACHINE: Machine = Machine { name: "bench", gic: 3, memory: "2G", checks: &[] };
 /// QEMU's program in its package.
 const PROGRAM: &str = "usr/bin/qemu-system-aarch64";
 /// The dynamic linker: where programs look for it.
@@ -25,7 +28,7 @@ const LIBRARIES: &str = "lib/aarch64-linux-gnu";
 const OBJDUMP: (&str, &str) = ("aarch64-linux-gnu-objdump", "binutils-aarch64-linux-gnu");
 
 /// The values that the script reports, and what they are.
-const VALUES: &[(&str, &str)] = &[
+const VALUES: &Rows = &[
     ("first_run", "start to first KVM_RUN, ms"),
     ("boot_1", "boot to poweroff, 1 CPU, s"),
     ("boot_2", "boot to poweroff, 2 CPUs, s"),
@@ -45,23 +48,67 @@ const VALUES: &[(&str, &str)] = &[
     ("exits_data_aborts", "of them data aborts, MMIO included"),
 ];
 
+/// How much the guest of the 9p benchmark has to do, as `bench-virtio` and the guest's script want it.
+const NINEP_SETTINGS: &str = "FILES=500\nBIG=8\nSUM=1\n";
+/// And what only the guest's script wants.
+const NINEP_GUEST_SETTINGS: &str = "TAG=bench\nNEW=200\n";
+/// What the guest of the disk benchmark does.
+const DISK_SETTINGS: &str = "SERIAL=bench\nSECONDS_EACH=1\nWARM_UP=0\n";
+
 /// `cargo xtask bench lab`.
 pub fn command(rounds: usize) -> Result<()> {
-    test::install_debian_packages(&[QEMU, OBJDUMP])?;
     let guest = guest::ensure()?;
+    let measured = measure(&guest, rounds, SCRIPT, "", Vec::new())?;
+    println!(
+        "On KVM in an emulated machine, guest of 256 MiB, {rounds} rounds in turn, median (smallest to largest)\n"
+    );
+    measured.print(VALUES);
+    Ok(())
+}
+
+/// `cargo xtask bench lab --virtio`.
+pub fn virtio(rounds: usize) -> Result<()> {
+    let guest = guest::ensure()?;
+    let ninep_settings = format!("{NINEP_GUEST_SETTINGS}{NINEP_SETTINGS}");
+    let initrds = vec![
+        ("lab/disk.cpio", virtio::initrd(&guest, disk::SCRIPT, DISK_SETTINGS, true)?),
+        ("lab/9p.cpio", virtio::initrd(&guest, ninep::SCRIPT, &ninep_settings, false)?),
+    ];
+    let measured = measure(&guest, rounds, VIRTIO_SCRIPT, NINEP_SETTINGS, initrds)?;
+    println!(
+        "On KVM in an emulated machine, guest of 512 MiB, {rounds} rounds in turn, median (smallest to largest); above 1 \
+         hvrun is faster\n"
+    );
+    measured.print(disk::ROWS);
+    measured.print(ninep::ROWS);
+    Ok(())
+}
+
+/// Runs `script` for so many rounds, with `settings`, shell assignments, and with `files` in the outer machine.
+fn measure(
+    guest: &guest::Guest,
+    rounds: usize,
+    script: &str,
+    settings: &str,
+    files: Vec<(&str, Vec<u8>)>,
+) -> Result<Measured> {
+    test::install_debian_packages(&[QEMU, OBJDUMP])?;
     let hvrun = hvrun("release")?;
     let dir = dir()?;
     let qemu = qemu_root(&dir)?;
-    let mut archive = outer_initrd(&guest, &hvrun)?;
+    let mut archive = outer_initrd(guest, &hvrun)?;
     for folder in ["lib", LIBRARIES] {
         archive.dir(folder)?;
     }
     for (name, path) in qemu_files(&qemu)? {
         archive.file(&name, 0o755, &fs::read(path)?)?;
     }
-    archive.file("lab/bench", 0o644, SCRIPT.as_bytes())?;
+    for (name, bytes) in files {
+        archive.file(name, 0o644, &bytes)?;
+    }
+    archive.file("lab/bench", 0o644, script.as_bytes())?;
     archive.file(&format!("lab/checks.{}", MACHINE.name), 0o644, b"")?;
-    let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\nROUNDS={rounds}\n");
+    let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\nROUNDS={rounds}\n{settings}");
     archive.file("lab/settings", 0o644, settings.as_bytes())?;
     let initrd = dir.join("bench.cpio");
     guest::write_atomically(&initrd, &archive.finish()?)?;
@@ -75,8 +122,7 @@ pub fn command(rounds: usize) -> Result<()> {
         measured.failure.map(|line| format!(": {line}")).unwrap_or_default(),
         log.display()
     );
-    measured.print(rounds);
-    Ok(())
+    Ok(measured)
 }
 
 /// QEMU and what it needs, unpacked from Debian's arm64 packages. Uses the network only the first time.
@@ -159,12 +205,9 @@ impl Measured {
         }
     }
 
-    fn print(&self, rounds: usize) {
-        println!(
-            "On KVM in an emulated machine, guest of 256 MiB, {rounds} rounds in turn, median (smallest to largest)\n"
-        );
+    fn print(&self, rows: &Rows) {
         println!("{:<36} {:>26} {:>26} {:>7}", "", "hvrun", "QEMU (kvm)", "ratio");
-        for (name, about) in VALUES {
+        for (name, about) in rows {
             let spread = |who: &str| {
                 let values = self.values.get(&(who.to_owned(), (*name).to_owned()));
                 Spread::of(values.into_iter().flatten().copied())
