@@ -63,6 +63,7 @@ fn print_config(config: &MachineConfig) -> Result<()> {
 /// Runs a machine to its end.
 fn run(config: MachineConfig) -> Result<()> {
     let console = console::Console::new(&config);
+    signals::survive_file_size_limit().context("cannot handle SIGXFSZ")?;
     // Before the machine, so that no signal finds the terminal raw and nobody to restore it.
     let _signals = signals::watch(console.remote().clone()).context("cannot watch for signals")?;
     let machine = console.connect(config)?.build()?;

@@ -1,11 +1,13 @@
-//! Signals that mean "end": the machine ends as by Ctrl-A X. A second one does not wait for it any more.
+//! Signals that mean "end": the machine ends as by Ctrl-A X. A second one does not wait for it any more. And the one that means a
+//! full disk, which is an error of whoever writes and ends nothing.
 
 use std::io;
 use std::process;
+use std::sync::Arc;
 use std::thread;
 
 use hvrun_vmm::serial::terminal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::console::Remote;
@@ -21,6 +23,13 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.0.close();
     }
+}
+
+/// From now on, a write beyond the process' limit on file sizes (`ulimit -f`) fails with EFBIG, as one to a full disk does, instead of
+/// ending the process: the guest sees an I/O error of that disk, and the others live on. Programs that are started do not inherit it.
+pub fn survive_file_size_limit() -> io::Result<()> {
+    // What it sets is of no interest; that there is a handler is.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// Begins to watch, on a thread of its own.

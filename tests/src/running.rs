@@ -44,12 +44,13 @@ pub struct Hvrun {
     args: Vec<std::ffi::OsString>,
     input: Input,
     limit: Duration,
+    file_size: Option<u64>,
 }
 
 impl Hvrun {
     /// hvrun with no arguments but those added with [`Hvrun::arg`].
     pub fn new() -> Self {
-        Hvrun { args: Vec::new(), input: Input::default(), limit: BARE_LIMIT }
+        Hvrun { args: Vec::new(), input: Input::default(), limit: BARE_LIMIT, file_size: None }
     }
 
     /// Debian's kernel and the test initrd on the software CPU.
@@ -113,15 +114,25 @@ impl Hvrun {
         self
     }
 
+    /// No file that it writes may become larger than `kib` KiB (`ulimit -f`).
+    #[must_use]
+    pub fn file_size_limit(mut self, kib: u64) -> Self {
+        self.file_size = Some(kib);
+        self
+    }
+
     /// Starts it.
     pub fn start(self) -> Result<Running> {
         let binary = artifacts::hvrun()?;
-        let mut command = match self.input {
-            Input::Closed => {
-                let mut shell = Command::new("sh");
-                shell.arg("-c").arg("exec \"$0\" \"$@\" <&-").arg(&binary);
-                shell
-            }
+        let in_shell = |script: &str| {
+            let mut shell = Command::new("sh");
+            shell.arg("-c").arg(script).arg(&binary);
+            shell
+        };
+        let mut command = match (&self.input, self.file_size) {
+            (Input::Closed, _) => in_shell("exec \"$0\" \"$@\" <&-"),
+            // POSIX: in units of 512 bytes.
+            (_, Some(kib)) => in_shell(&format!("ulimit -f {} && exec \"$0\" \"$@\"", kib * 2)),
             _ => Command::new(&binary),
         };
         command.args(&self.args).env_remove("RUST_LOG");

@@ -2,7 +2,8 @@
 
 use anyhow::{Result, ensure};
 use hvrun_tests::bare::{Program, file, header};
-use hvrun_tests::{Hvrun, Outcome};
+use hvrun_tests::{Hvrun, Outcome, disks};
+use rustix::process::Signal;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -322,4 +323,256 @@ fn option_without_its_value_is_a_usage_error() -> Result<()> {
 #[test]
 fn third_file_is_a_usage_error() -> Result<()> {
     refused_with_2(Hvrun::new().args(["vmlinuz", "initrd", "surplus"]), &["surplus"])
+}
+
+// Disks.
+
+/// The whole command refuses with exit code 1 what `args` ask for.
+fn devices_are_refused(args: &[&str], words: &[&str]) -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    refused_with_1(Hvrun::kernel(&kernel).args(args), words)
+}
+
+/// The same for a disk at `path` in some directory, with options.
+fn disk_is_refused(path: &Path, options: &str, words: &[&str]) -> Result<()> {
+    let shown = path.to_string_lossy();
+    let words: Vec<&str> = words.iter().copied().chain([&*shown]).collect();
+    devices_are_refused(&["--disk", &format!("{shown}{options}")], &words)
+}
+
+#[test]
+fn missing_disk_is_named_with_what_makes_one() -> Result<()> {
+    disk_is_refused(Path::new("/nonexistent/root.qcow2"), "", &["no such file", "qemu-img create"])
+}
+
+#[test]
+fn directory_as_disk_is_called_a_directory() -> Result<()> {
+    disk_is_refused(TempDir::new()?.path(), "", &["directory", "image file"])
+}
+
+#[test]
+fn damaged_qcow2_is_called_damaged() -> Result<()> {
+    let dir = TempDir::new()?;
+    let image = disks::qcow2(dir.path(), "a.qcow2", 16 << 20, "", None)?;
+    let bytes = std::fs::read(&image)?;
+    std::fs::write(&image, &bytes[..70_000])?;
+    disk_is_refused(&image, "", &["damaged qcow2"])
+}
+
+#[test]
+fn backing_file_that_is_gone_is_named_with_the_image_that_wants_it() -> Result<()> {
+    let dir = TempDir::new()?;
+    let base = disks::empty(dir.path(), "base.raw", 1 << 20)?;
+    let top = disks::qcow2(dir.path(), "top.qcow2", 1 << 20, "", Some((&base, "raw")))?;
+    std::fs::remove_file(&base)?;
+    disk_is_refused(&top, "", &["backing image", "base.raw", "no such file"])
+}
+
+#[test]
+fn zstd_image_is_named_as_unsupported() -> Result<()> {
+    let dir = TempDir::new()?;
+    let image = disks::qcow2(dir.path(), "a.qcow2", 1 << 20, "compression_type=zstd", None)?;
+    disk_is_refused(&image, "", &["zstd", "not supported", "qemu-img convert"])
+}
+
+#[test]
+fn extended_l2_image_is_named_as_unsupported() -> Result<()> {
+    let dir = TempDir::new()?;
+    let image = disks::qcow2(dir.path(), "a.qcow2", 1 << 20, "extended_l2=on", None)?;
+    disk_is_refused(&image, "", &["extended L2", "not supported", "qemu-img convert"])
+}
+
+/// A kernel that says that it runs, and goes on until it is killed.
+fn endless_kernel() -> Result<(TempDir, PathBuf)> {
+    Program::new().print("RAN\n").spin().file()
+}
+
+#[test]
+fn image_of_a_running_machine_is_refused_and_free_when_it_has_ended() -> Result<()> {
+    let dir = TempDir::new()?;
+    let image = disks::empty(dir.path(), "disk.raw", 1 << 20)?;
+    let disk = format!("{},format=raw", image.display());
+    let (_kernel_dir, kernel) = endless_kernel()?;
+    let mut first = Hvrun::kernel(&kernel).args(["--disk", &disk]).start()?;
+    first.expect("RAN\n")?;
+    disk_is_refused(&image, ",format=raw", &["another process uses it"])?;
+    first.signal(Signal::TERM)?;
+    first.wait()?;
+    let (_good_dir, good) = good_kernel()?;
+    let outcome = Hvrun::kernel(&good).args(["--disk", &disk]).run()?;
+    assert_eq!((outcome.code, outcome.serial.as_str()), (Some(0), "RAN\n"), "{}", outcome.stderr);
+    Ok(())
+}
+
+#[test]
+fn two_machines_may_read_one_image() -> Result<()> {
+    let dir = TempDir::new()?;
+    let image = disks::empty(dir.path(), "disk.raw", 1 << 20)?;
+    let disk = format!("{},format=raw,ro", image.display());
+    let (_kernel_dir, kernel) = endless_kernel()?;
+    let mut first = Hvrun::kernel(&kernel).args(["--disk", &disk]).start()?;
+    first.expect("RAN\n")?;
+    let (_good_dir, good) = good_kernel()?;
+    let outcome = Hvrun::kernel(&good).args(["--disk", &disk]).run()?;
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    disk_is_refused(&image, ",format=raw", &["another process uses it"])
+}
+
+#[test]
+fn one_image_for_two_disks_is_refused() -> Result<()> {
+    let dir = TempDir::new()?;
+    let image = disks::empty(dir.path(), "disk.raw", 1 << 20)?;
+    let disk = format!("{},format=raw", image.display());
+    devices_are_refused(&["--disk", &disk, "--disk", &disk], &["disk.raw", "uses it"])
+}
+
+#[test]
+fn unknown_disk_option_is_a_usage_error_and_the_known_ones_are_listed() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    let hvrun = Hvrun::kernel(&kernel).args(["--disk", "root.raw,speed=high"]);
+    refused_with_2(hvrun, &["--disk", "speed", "serial", "cache"])
+}
+
+#[test]
+fn unknown_value_of_a_disk_option_is_a_usage_error_and_the_known_ones_are_listed() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    let hvrun = Hvrun::kernel(&kernel).args(["--disk", "root.raw,cache=lots"]);
+    refused_with_2(hvrun, &["--disk", "cache=lots", "writeback", "unsafe"])
+}
+
+#[test]
+fn serial_of_21_bytes_is_a_usage_error_and_the_limit_is_named() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    let hvrun = Hvrun::kernel(&kernel).args(["--disk", &format!("root.raw,serial={}", "x".repeat(21))]);
+    refused_with_2(hvrun, &["serial=", "21 bytes", "20"])
+}
+
+// Shares.
+
+#[test]
+fn missing_share_is_named() -> Result<()> {
+    devices_are_refused(
+        &["--share", "/nonexistent/src:src"],
+        &["/nonexistent/src", "'src'", "does not exist"],
+    )
+}
+
+#[test]
+fn file_as_share_is_called_no_directory() -> Result<()> {
+    let (_dir, path) = file(b"a file")?;
+    let share = format!("{}:src", path.display());
+    devices_are_refused(&["--share", &share], &[&path.to_string_lossy(), "not a directory"])
+}
+
+#[test]
+fn tag_that_is_too_long_is_refused_and_the_limit_is_named() -> Result<()> {
+    let dir = TempDir::new()?;
+    let tag = "t".repeat(32);
+    let share = format!("{}:{tag}", dir.path().display());
+    devices_are_refused(&["--share", &share], &[&tag, "32 bytes", "1 to 31"])
+}
+
+#[test]
+fn two_shares_of_one_tag_are_refused() -> Result<()> {
+    let dir = TempDir::new()?;
+    let share = format!("{}:src", dir.path().display());
+    devices_are_refused(&["--share", &share, "--share", &share], &["two shares", "\"src\""])
+}
+
+#[test]
+fn share_without_a_tag_is_a_usage_error_and_shows_the_form() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    refused_with_2(Hvrun::kernel(&kernel).args(["--share", "/tmp"]), &["--share", "DIR:TAG"])
+}
+
+// Consoles and ports.
+
+#[test]
+fn console_socket_on_which_somebody_listens_is_named_and_left_alone() -> Result<()> {
+    let dir = TempDir::new()?;
+    let path = dir.path().join("shell.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&path)?;
+    let console = format!("unix:{}", path.display());
+    let words = ["console", &*path.to_string_lossy(), "already listens"];
+    devices_are_refused(&["--console", &console], &words)?;
+    ensure!(path.exists(), "the socket of another program was removed");
+    Ok(())
+}
+
+#[test]
+fn file_in_the_place_of_a_console_socket_is_named_and_left_alone() -> Result<()> {
+    let (_dir, path) = file(b"precious")?;
+    let console = format!("unix:{}", path.display());
+    devices_are_refused(&["--console", &console], &[&path.to_string_lossy(), "not a socket"])?;
+    assert_eq!(std::fs::read(&path)?, b"precious");
+    Ok(())
+}
+
+#[test]
+fn socket_on_which_nobody_listens_is_named() -> Result<()> {
+    let dir = TempDir::new()?;
+    let path = dir.path().join("nobody.sock");
+    let to = format!("unix-connect:{}", path.display());
+    devices_are_refused(&["--console", &to], &["console", &path.to_string_lossy(), "must listen"])?;
+    let port = format!("name=org.example.0,to={to}");
+    devices_are_refused(&["--port", &port], &["org.example.0", &path.to_string_lossy(), "must listen"])
+}
+
+#[test]
+fn serial_port_and_console_on_stdio_are_refused_with_what_would_work() -> Result<()> {
+    devices_are_refused(&["--console", "stdio"], &["stdio", "--serial none"])
+}
+
+#[test]
+fn two_consoles_on_stdio_are_refused() -> Result<()> {
+    devices_are_refused(&["--serial", "none", "--console", "stdio", "--console", "stdio"], &["stdio"])
+}
+
+#[test]
+fn two_ports_of_one_name_are_refused() -> Result<()> {
+    let port = ["--port", "name=org.example.0,to=none"];
+    devices_are_refused(&[port, port].concat(), &["two ports", "org.example.0"])
+}
+
+#[test]
+fn port_without_a_name_is_a_usage_error_and_shows_the_form() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    refused_with_2(Hvrun::kernel(&kernel).args(["--port", "stdio"]), &["--port", "name=NAME,to=TO"])
+}
+
+// The transport.
+
+#[test]
+fn more_devices_than_virtio_mmio_slots_are_refused_and_the_limit_is_named() -> Result<()> {
+    let dir = TempDir::new()?;
+    // The source of entropy is the 33rd.
+    let mut args = vec!["--transport".to_owned(), "mmio".to_owned()];
+    for number in 0..32 {
+        let image = disks::empty(dir.path(), &format!("{number}.raw"), 1 << 20)?;
+        args.extend(["--disk".to_owned(), format!("{},format=raw", image.display())]);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    devices_are_refused(&args, &["33", "mmio", "32"])?;
+    let (_dir, kernel) = good_kernel()?;
+    let outcome = Hvrun::kernel(&kernel).args(&args).args(["--rng", "off"]).run()?;
+    assert_eq!((outcome.code, outcome.serial.as_str()), (Some(0), "RAN\n"), "{}", outcome.stderr);
+    Ok(())
+}
+
+#[test]
+fn more_devices_than_pci_slots_are_refused() -> Result<()> {
+    let dir = TempDir::new()?;
+    let mut args = Vec::new();
+    for number in 0..31 {
+        let image = disks::empty(dir.path(), &format!("{number}.raw"), 1 << 20)?;
+        args.extend(["--disk".to_owned(), format!("{},format=raw", image.display())]);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    devices_are_refused(&args, &["PCI", "31"])
+}
+
+#[test]
+fn unknown_transport_is_a_usage_error_and_the_known_ones_are_listed() -> Result<()> {
+    let (_dir, kernel) = good_kernel()?;
+    refused_with_2(Hvrun::kernel(&kernel).args(["--transport", "isa"]), &["isa", "pci", "mmio"])
 }

@@ -12,6 +12,7 @@ mod file;
 mod header;
 mod qcow2;
 mod raw;
+mod refcounts;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::VolatileSlice;
 
@@ -106,6 +108,28 @@ pub trait BlockBackend: Send + Sync + fmt::Debug {
     }
 }
 
+/// What a disk can be asked to do.
+#[derive(Debug, Clone, Copy)]
+enum Operation {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            Operation::Flush => "flush",
+            Operation::Discard => "discard",
+            Operation::WriteZeroes => "write zeros",
+        }
+    }
+}
+
 /// An open disk image.
 ///
 /// ```
@@ -125,6 +149,8 @@ pub struct Disk {
     name: String,
     image: Image,
     errors: LogLimit,
+    /// The operations, as bits, whose last one has failed and is in the log.
+    failing: AtomicU8,
 }
 
 impl Disk {
@@ -137,7 +163,13 @@ impl Disk {
         let image = chain::open(config)?;
         let file_name = config.path.file_name().unwrap_or(config.path.as_os_str());
         let name = format!("disk {}", file_name.to_string_lossy());
-        let disk = Disk { config: config.clone(), name, image, errors: LogLimit::default() };
+        let disk = Disk {
+            config: config.clone(),
+            name,
+            image,
+            errors: LogLimit::default(),
+            failing: AtomicU8::new(0),
+        };
         log::debug!("{}: {} bytes, {}", disk.name, disk.capacity(), disk.format());
         Ok(Arc::new(disk))
     }
@@ -177,15 +209,26 @@ impl Disk {
         self.write(&[VolatileSlice::from(&mut copy[..])], offset)
     }
 
-    /// Applies `policy` to the result of `what`, and says in the log what the host said.
-    fn settle(&self, what: &str, policy: ErrorPolicy, result: io::Result<()>) -> io::Result<()> {
-        let Err(error) = result else { return Ok(()) };
-        if let Some(suppressed) = self.errors.allow() {
+    /// Applies `policy` to the result of `operation`, and says in the log what the host said: once, until one of its kind succeeds.
+    fn settle(&self, operation: Operation, policy: ErrorPolicy, result: io::Result<()>) -> io::Result<()> {
+        let bit = 1 << operation as u8;
+        let Err(error) = result else {
+            if self.failing.load(Ordering::Relaxed) & bit != 0 {
+                self.failing.fetch_and(!bit, Ordering::Relaxed);
+            }
+            return Ok(());
+        };
+        let known = self.failing.fetch_or(bit, Ordering::Relaxed) & bit != 0;
+        if let Some(suppressed) = (!known).then(|| self.errors.allow()).flatten() {
             let does = match policy {
                 ErrorPolicy::Report | ErrorPolicy::Enospc => "the guest sees an I/O error",
                 ErrorPolicy::Ignore => "ignored, as asked for",
             };
-            log::error!("{}: cannot {what}: {error}; {does}{suppressed}", self.name);
+            let what = operation.name();
+            log::error!(
+                "{}: cannot {what}: {error}; {does} (said once, until it works again){suppressed}",
+                self.name
+            );
         }
         if policy == ErrorPolicy::Ignore { Ok(()) } else { Err(error) }
     }
@@ -234,7 +277,7 @@ impl BlockBackend for Disk {
         if result.is_err() && self.config.rerror == ErrorPolicy::Ignore {
             buffers::zero(buffers);
         }
-        self.settle("read", self.config.rerror, result)
+        self.settle(Operation::Read, self.config.rerror, result)
     }
 
     fn write(&self, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
@@ -243,7 +286,7 @@ impl BlockBackend for Disk {
             Image::Raw(image) => image.write(buffers, offset),
             Image::Qcow2(image) => image.write(buffers, offset),
         };
-        self.settle("write", self.config.werror, result)
+        self.settle(Operation::Write, self.config.werror, result)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -251,7 +294,7 @@ impl BlockBackend for Disk {
             Image::Raw(image) => image.flush(),
             Image::Qcow2(image) => image.flush(),
         };
-        self.settle("flush", self.config.werror, result)
+        self.settle(Operation::Flush, self.config.werror, result)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -263,7 +306,7 @@ impl BlockBackend for Disk {
             Image::Raw(image) => image.discard(offset, len),
             Image::Qcow2(image) => image.discard(offset, len),
         };
-        self.settle("discard", self.config.werror, result)
+        self.settle(Operation::Discard, self.config.werror, result)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
@@ -273,7 +316,7 @@ impl BlockBackend for Disk {
             Image::Raw(image) => image.write_zeroes(offset, len, unmap),
             Image::Qcow2(image) => image.write_zeroes(offset, len, unmap),
         };
-        self.settle("write zeros", self.config.werror, result)
+        self.settle(Operation::WriteZeroes, self.config.werror, result)
     }
 
     fn resize(&self, size: u64) -> io::Result<()> {

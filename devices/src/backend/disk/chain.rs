@@ -20,6 +20,7 @@ use super::file::{FileId, FileOptions, HostFile};
 use super::header::{Looks, MAX_HEADER, PROBE_LEN, Qcow2Header, probe};
 use super::qcow2::{Access, Qcow2Image};
 use super::raw::RawImage;
+use super::refcounts;
 
 /// The most images that are behind one another, the first included.
 pub(super) const MAX_DEPTH: usize = 32;
@@ -90,6 +91,10 @@ impl Chain<'_> {
         let header = Qcow2Header::parse(&head, file.size())
             .map_err(|reason| DiskError::Qcow2 { path: path.clone(), reason })?;
         drop(head);
+        if options.write {
+            let checked = refcounts::check(&file, &header).map_err(|source| read_error(&file, source))?;
+            checked.map_err(|reason| DiskError::Qcow2 { path: path.clone(), reason })?;
+        }
         let backing = match &header.backing_file {
             None => None,
             Some(name) => Some(self.backing(&path, name, header.backing_format.as_deref(), options)?),

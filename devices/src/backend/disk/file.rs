@@ -406,10 +406,15 @@ impl HostFile {
     pub(crate) fn read_head(&self, most: u64) -> io::Result<Vec<u8>> {
         let len = self.size().min(most);
         let mut head = vec![0u8; usize::try_from(len).map_err(io::Error::other)?];
-        let list = [iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() }];
-        // SAFETY: the buffer is `head`, which outlives the call and which nobody else has.
-        self.read(unsafe { Iovecs::from_raw(&list) }, 0)?;
+        self.read_into(&mut head, 0)?;
         Ok(head)
+    }
+
+    /// Fills `bytes` with what is at `offset`; behind the end, that is zeros.
+    pub(crate) fn read_into(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let list = [iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
+        // SAFETY: the buffer is `bytes`, which outlives the call and which nobody else has.
+        self.read(unsafe { Iovecs::from_raw(&list) }, offset)
     }
 
     fn shared_blocks(&self) -> RwLockReadGuard<'_, ()> {

@@ -24,6 +24,8 @@ const MAX_BACKING_NAME: u32 = 1023;
 /// Length of a version 2 header, and of the shortest version 3 header.
 const V2_LEN: usize = 72;
 const V3_LEN: usize = 104;
+/// Version 2 has refcounts of 16 bits.
+const V2_REFCOUNT_ORDER: u32 = 4;
 /// Header extension types: end of the list, and the backing file's format.
 const EXT_END: u32 = 0;
 const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -44,6 +46,10 @@ pub(crate) struct Qcow2Header {
     pub cluster_bits: u32,
     /// Bytes of the disk.
     pub size: u64,
+    /// Where the refcount table is.
+    pub reftable_offset: u64,
+    /// log2 of a refcount's width in bits.
+    pub refcount_order: u32,
     /// The backing file's name, as written.
     pub backing_file: Option<String>,
     /// The backing file's format, as written.
@@ -107,12 +113,21 @@ impl Qcow2Header {
             return Err(Qcow2Error::Encrypted);
         }
         let header_len = if version == 3 { check_v3(bytes, cluster_bits)? } else { V2_LEN as u32 };
+        let refcount_order = if version == 3 { field32(bytes, 96)? } else { V2_REFCOUNT_ORDER };
         let size = field64(bytes, 24)?;
         check_tables(bytes, size, cluster_bits, file_size)?;
         let backing_file = backing_name(bytes, cluster_bits)?;
         let backing_format =
             if version == 3 { backing_format(bytes, header_len, cluster_bits)? } else { None };
-        Ok(Qcow2Header { version, cluster_bits, size, backing_file, backing_format })
+        Ok(Qcow2Header {
+            version,
+            cluster_bits,
+            size,
+            reftable_offset: field64(bytes, 48)?,
+            refcount_order,
+            backing_file,
+            backing_format,
+        })
     }
 }
 

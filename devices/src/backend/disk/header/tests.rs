@@ -45,6 +45,8 @@ fn a_proper_header_is_understood() {
         version: 3,
         cluster_bits: 16,
         size: 16 << 20,
+        reftable_offset: 0x10000,
+        refcount_order: 4,
         backing_file: None,
         backing_format: None,
     };

@@ -235,6 +235,37 @@ fn tables_full_of_rubbish_are_errors_and_no_panics() {
     }
 }
 
+/// Where the refcount table and its first block are in a new image with clusters of 64 KiB.
+const REFTABLE: usize = 65536;
+const REFBLOCK: usize = 2 * 65536;
+
+#[test]
+fn a_refcount_table_that_does_not_count_the_header_is_damaged_and_not_searched_without_end() {
+    let dir = Dir::new();
+    let path = qcow2(&dir, "a", "compat=1.1");
+    patch(&path, REFTABLE, &0u64.to_be_bytes());
+    assert_refused(&path, &["damaged", "first refcount block offset"]);
+    assert!(open(&path, |config| config.readonly = true).is_ok());
+}
+
+#[test]
+fn a_header_whose_refcount_is_zero_is_not_given_away_to_the_guest() {
+    let dir = Dir::new();
+    let path = qcow2(&dir, "a", "compat=1.1");
+    patch(&path, REFBLOCK, &0u16.to_be_bytes());
+    assert_refused(&path, &["damaged", "refcount of its own header"]);
+}
+
+#[test]
+fn refcounts_of_every_width_are_understood() {
+    let dir = Dir::new();
+    for bits in ["1", "2", "4", "8", "16", "32", "64"] {
+        let path = qcow2(&dir, bits, &format!("compat=1.1,refcount_bits={bits}"));
+        let disk = open(&path, |_| {}).unwrap();
+        disk.write_bytes(&[1; 512], 0).unwrap();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
