@@ -34,12 +34,12 @@ fn check_lives(guest: &mut Running, device: &str) -> Result<()> {
         .map(drop)
 }
 
-/// The guest has ended by itself, and the log has a line with all of `words`. (How many there may be is `LogLimit`'s affair.)
-fn check_log(outcome: &Outcome, words: &[&str]) -> Result<()> {
+/// The guest has ended by itself, and the log has lines with all of `words`; says how many.
+fn check_log(outcome: &Outcome, words: &[&str]) -> Result<usize> {
     assert_eq!(outcome.code, Some(0), "signal {:?}: {}", outcome.signal, outcome.stderr);
-    let found = outcome.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
-    ensure!(found, "no line has {words:?}: {}", outcome.stderr);
-    Ok(())
+    let lines = outcome.stderr.lines().filter(|line| words.iter().all(|word| line.contains(word))).count();
+    ensure!(lines > 0, "no line has {words:?}: {}", outcome.stderr);
+    Ok(lines)
 }
 
 /// Where `ulimit -f` lets files end in these tests.
@@ -61,7 +61,10 @@ fn a_raw_disk_that_cannot_grow_gives_io_errors_and_others_live_on() -> Result<()
     ensure!(write_fails(&mut guest, &full, 3 * LIMIT_KIB, 256)?, "and another one");
     check_lives(&mut guest, &full)?;
     check_lives(&mut guest, &other)?;
-    check_log(&guest.poweroff()?, &["full.raw", "cannot write", "the guest sees an I/O error"])
+    // None of the writes in between has succeeded.
+    let lines = check_log(&guest.poweroff()?, &["full.raw", "cannot write", "the guest sees an I/O error"])?;
+    assert_eq!(lines, 1);
+    Ok(())
 }
 
 #[test]

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! A virtio device has its messages in guest memory and uses [`Session::handle`], which moves the payload of Tread and
-//! Twrite directly between the file and those slices. [`serve`] speaks 9P over any byte stream:
+//! Twrite directly between the file and those slices. [`serve()`] speaks 9P over any byte stream:
 //!
 //! ```no_run
 //! use hvrun_devices::backend::ninep::{Session, Share, ShareConfig, serve};

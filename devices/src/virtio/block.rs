@@ -1,5 +1,5 @@
 //! The virtio block device (virtio 1.2, 5.2): features, configuration space, and the life of a disk. What a request means is in
-//! [`request`], which thread serves it in [`pool`], and where the bytes are is the backend's affair.
+//! `request`, which thread serves it in `pool`, and where the bytes are is the backend's affair.
 
 mod pool;
 mod request;

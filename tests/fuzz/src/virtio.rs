@@ -1,5 +1,5 @@
 //! A hostile driver, for every device and over both transports. The input's first 8 bytes choose the device; then come operations, see
-//! [`Code`]. It does not say what a device must answer, only that it does and goes on.
+//! `Code`. It does not say what a device must answer, only that it does and goes on.
 
 use std::sync::Arc;
 

@@ -182,7 +182,7 @@ pub enum Resolution {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Largest msize in bytes that is agreed to; at most [`MAX_MSIZE`](super::MAX_MSIZE).
+    /// Largest msize in bytes that is agreed to; at most [`MAX_MSIZE`].
     pub msize: u32,
     /// Fids of one session.
     pub fids: u32,
