@@ -124,7 +124,7 @@ impl Guest {
         Guest { carrier: Carrier::Mmio(VirtioMmio::new(device, memory.clone(), irq)), memory, queues }
     }
 
-    /// `device` as a PCI function, its BARs where `Guest::access` expects them, all messages set up.
+    /// `device` as a PCI function, its BARs where the generated accesses go, all messages set up.
     pub fn pci(device: Arc<dyn VirtioDevice>, memory: GuestMemory) -> Guest {
         let queues = device.queue_sizes().len() as u16;
         let layout = Layout::new(1, 1 << 30).with_ipa_bits(40);
