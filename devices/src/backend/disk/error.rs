@@ -21,7 +21,7 @@ pub enum DiskError {
     #[error("disk {}: it is neither a file nor a block device", .0.display())]
     NotAFile(PathBuf),
     /// The file may be read, but not written.
-    #[error("disk {}: it may not be written ({source}); add 'ro' to open it read-only", path.display())]
+    #[error("disk {}: it may not be written; add 'ro' to open it read-only", path.display())]
     NotWritable {
         /// The file.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The file cannot be opened.
-    #[error("disk {}: it cannot be opened: {source}", path.display())]
+    #[error("disk {}: it cannot be opened", path.display())]
     Open {
         /// The file.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The file can be opened but not read.
-    #[error("disk {}: it cannot be read: {source}", path.display())]
+    #[error("disk {}: it cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum DiskError {
         writing: bool,
     },
     /// The file cannot be locked at all.
-    #[error("disk {}: it cannot be locked: {source}; lock=off does without", path.display())]
+    #[error("disk {}: it cannot be locked; lock=off does without", path.display())]
     Lock {
         /// The file.
         path: PathBuf,
@@ -65,7 +65,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The page cache cannot be bypassed.
-    #[error("disk {}: its file system has no direct I/O ({source}); use cache=writeback", path.display())]
+    #[error("disk {}: its file system has no direct I/O; use cache=writeback", path.display())]
     NoDirect {
         /// The file.
         path: PathBuf,
@@ -93,7 +93,7 @@ pub enum DiskError {
         reason: Qcow2Error,
     },
     /// The image's own tables could not be opened.
-    #[error("disk {}: it is a damaged qcow2 image: {source}", path.display())]
+    #[error("disk {}: it is a damaged qcow2 image", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -101,7 +101,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The backing image could not be opened.
-    #[error("disk {}: its backing image cannot be used: {source}", path.display())]
+    #[error("disk {}: its backing image cannot be used", path.display())]
     Backing {
         /// The image that names it.
         path: PathBuf,

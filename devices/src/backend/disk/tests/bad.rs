@@ -5,10 +5,12 @@ use proptest::prelude::*;
 use super::tool::qemu_img;
 use super::*;
 
-/// The error of opening `path`, as the user reads it.
+/// The error of opening `path` with all its causes, as the user reads it.
 #[track_caller]
 fn refusal(path: &Path) -> String {
-    open(path, |_| {}).unwrap_err().to_string()
+    let error = open(path, |_| {}).unwrap_err();
+    let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[track_caller]
