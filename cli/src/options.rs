@@ -12,6 +12,7 @@ pub enum Id {
     Serial,
     Disk,
     Share,
+    Net,
     Console,
     Port,
     Rng,
@@ -48,7 +49,7 @@ const fn spec(
 }
 
 /// All options, in the order of the help text.
-pub const OPTIONS: [Spec; 18] = [
+pub const OPTIONS: [Spec; 19] = [
     spec(Id::Append, "append", None, Some("STR"), &["the kernel command line, at most 2047 bytes"]),
     spec(Id::Memory, "memory", Some('m'), Some("SIZE"), &["memory, with K, M or G: 512M, 4G (default 1G)"]),
     spec(Id::Cpus, "cpus", Some('p'), Some("N"), &["number of CPUs, 1 to 8 (default 1)"]),
@@ -109,6 +110,18 @@ pub const OPTIONS: [Spec; 18] = [
             "a directory for the guest's 'mount -t 9p -o trans=virtio TAG'.",
             "With ro, security=none|passthrough|mapped-xattr|mapped-file,",
             "squash=on|off (all files are root's), case-hack=on|off",
+        ],
+    ),
+    spec(
+        Id::Net,
+        "net",
+        None,
+        Some("TO[,...]"),
+        &[
+            "a network card, eth0 and so on: user (a NAT; hostfwd=tcp:[ADDR]:",
+            "PORT-[ADDR]:PORT, guestfwd=..., restrict, net=...), vde:DIR (a VDE",
+            "switch), socket:stream,..., socket:dgram,... or tap:NAME. With",
+            "mac=ADDRESS, mtu=BYTES, dump=FILE.pcap, id=NAME",
         ],
     ),
     spec(Id::Console, "console", None, Some("TO"), &["a console, /dev/hvc0 and so on; TO as with --serial"]),
@@ -187,6 +200,7 @@ pub fn nearest(name: &str) -> Option<&'static str> {
         "cmdline" => Some("append"),
         "drive" | "hda" => Some("disk"),
         "virtfs" => Some("share"),
+        "netdev" | "nic" => Some("net"),
         _ => None,
     };
     known.or_else(|| {

@@ -2,4 +2,5 @@
 
 pub mod chardev;
 pub mod disk;
+pub mod net;
 pub mod ninep;

@@ -52,6 +52,11 @@ pub struct OptionList {
 impl OptionList {
     /// Splits `text` at its commas. The first part is a value without a key, whatever characters it has.
     pub fn parse(text: &str) -> Result<Self, OptionError> {
+        Self::parse_with_lists(text, &[])
+    }
+
+    /// [`OptionList::parse`] for a device that has keys which may be there several times: `lists`.
+    pub fn parse_with_lists(text: &str, lists: &[&str]) -> Result<Self, OptionError> {
         let mut parts: Vec<(String, Option<String>)> = Vec::new();
         for (index, part) in split(text).into_iter().enumerate() {
             let (key, value) = match part.split_once('=') {
@@ -60,7 +65,7 @@ impl OptionList {
                 None if part.is_empty() => continue,
                 None => (part, None),
             };
-            if parts.iter().any(|(other, _)| *other == key) {
+            if !lists.contains(&key.as_str()) && parts.iter().any(|(other, _)| *other == key) {
                 return Err(OptionError::Twice(key));
             }
             parts.push((key, value));
@@ -95,6 +100,16 @@ impl OptionList {
             Ok(parsed) => Ok(Some(parsed)),
             Err(error) => Err(OptionError::Value { key: key.to_owned(), value, reason: error.to_string() }),
         }
+    }
+
+    /// Every value of `key`, in order; see [`OptionList::parse_with_lists`].
+    pub fn list(&mut self, key: &'static str, example: &str) -> Result<Vec<String>, OptionError> {
+        let mut values = Vec::new();
+        while let Some(value) = self.text(key, example)? {
+            self.known.pop();
+            values.push(value);
+        }
+        Ok(values)
     }
 
     /// A switch: `key`, `key=on`, `key=off`.
@@ -192,6 +207,13 @@ mod tests {
     #[test]
     fn a_key_twice_is_refused() {
         assert_eq!(OptionList::parse("x,ro,ro").unwrap_err(), OptionError::Twice("ro".into()));
+    }
+
+    #[test]
+    fn a_key_that_is_a_list_keeps_every_value_in_order() {
+        let mut options = OptionList::parse_with_lists("x,f=1,ro,f=2", &["f"]).unwrap();
+        assert_eq!(options.list("f", "1"), Ok(vec!["1".to_owned(), "2".to_owned()]));
+        assert_eq!(options.known, ["f"]);
     }
 
     #[test]

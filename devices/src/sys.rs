@@ -8,8 +8,10 @@ mod host;
 mod host;
 
 pub(crate) mod ninep;
+pub(crate) mod wire;
 
 pub use host::Event;
 pub(crate) use host::discard;
 pub(crate) use host::disk;
+pub(crate) use host::net;
 pub(crate) use host::{SEND_NO_SIGNAL, UNIX_PATH_MAX};

@@ -11,6 +11,7 @@ pub mod device;
 mod doorbells;
 pub mod fs9p;
 pub mod mmio;
+pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;

@@ -12,6 +12,7 @@ use hvrun_devices::backend::disk::{DiskConfig, DiskConfigError};
 use hvrun_devices::backend::ninep::ShareConfig;
 use hvrun_devices::virtio::balloon::BalloonConfig;
 use hvrun_devices::virtio::console::{self, ConsoleConfig, PortConfig};
+use hvrun_devices::virtio::net::NetConfig;
 use hvrun_devices::virtio::rng::RngConfig;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,9 @@ pub struct MachineConfig {
     /// Directories of the host that the guest may mount by their tags.
     #[serde(default)]
     pub shares: Vec<ShareConfig>,
+    /// Network cards: `eth0`, `eth1` and so on in the guest.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
     /// Consoles: `/dev/hvc0`, `/dev/hvc1` and so on in the guest.
     #[serde(default)]
     pub consoles: Vec<ConsoleConfig>,
@@ -186,6 +190,9 @@ pub enum ConfigError {
     /// Two shares that the guest could not tell apart.
     #[error("two shares have the tag {0:?}, by which the guest mounts them; give one of them another")]
     ShareTag(String),
+    /// Two network cards that nobody could tell apart.
+    #[error("two network cards have the id {0:?}; give one of them another")]
+    NetId(String),
     /// Two ports on the same standard streams.
     #[error(
         "stdio: only one of serial port, consoles and ports can be there; put the serial port elsewhere with --serial none"
@@ -281,6 +288,7 @@ impl MachineConfig {
             serial: ChardevConfig::default(),
             disks: Vec::new(),
             shares: Vec::new(),
+            nets: Vec::new(),
             consoles: Vec::new(),
             ports: Vec::new(),
             rng: default_rng(),
@@ -325,6 +333,12 @@ impl MachineConfig {
         let mut tags = HashSet::new();
         if let Some(share) = self.shares.iter().find(|share| !tags.insert(share.tag.as_str())) {
             return Err(ConfigError::ShareTag(share.tag.clone()));
+        }
+        let mut ids = HashSet::new();
+        if let Some(id) =
+            (0..).zip(&self.nets).map(|(index, net)| net.id(index)).find(|id| !ids.insert(id.clone()))
+        {
+            return Err(ConfigError::NetId(id));
         }
         console::validate(&self.consoles, &self.ports)
             .map_err(|error| ConfigError::Console(error.to_string()))?;
@@ -482,6 +496,13 @@ mod tests {
     #[test]
     fn unknown_transport_is_quoted() {
         assert!("isa".parse::<Transport>().unwrap_err().to_string().contains("\"isa\""));
+    }
+
+    #[test]
+    fn two_network_cards_of_one_id_are_refused() {
+        let nets = vec!["vde:/a".parse().unwrap(), "vde:/a,id=net0".parse().unwrap()];
+        let error = MachineConfig { nets, ..config() }.validate();
+        assert_eq!(error, Err(ConfigError::NetId("net0".into())));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use hvrun_devices::virtio::block::VirtioBlock;
 use hvrun_devices::virtio::console::Console;
 use hvrun_devices::virtio::fs9p::Fs9p;
 use hvrun_devices::virtio::mmio::VirtioMmio;
+use hvrun_devices::virtio::net::Net;
 use hvrun_devices::virtio::pci::VirtioPci;
 use hvrun_devices::virtio::rng::Rng;
 use hvrun_devices::{Bus, IrqLine, Pl011, Pl031, Pl061};
@@ -43,6 +44,8 @@ pub(crate) struct Virtio {
     pub(crate) all: Vec<Arc<dyn VirtioDevice>>,
     /// The one with the consoles and ports.
     pub(crate) console: Option<Arc<Console>>,
+    /// The network cards, in their order.
+    pub(crate) nets: Vec<Arc<Net>>,
 }
 
 /// What devices are put into: the machine around them.
@@ -98,6 +101,11 @@ pub(crate) fn open_virtio(
     }
     for share in &config.shares {
         devices.push(Arc::new(Fs9p::new(Share::open(share)?)));
+    }
+    for (index, net) in config.nets.iter().enumerate() {
+        let net = Arc::new(Net::open(net, index)?);
+        devices.push(net.clone());
+        virtio.nets.push(net);
     }
     if !config.consoles.is_empty() || !config.ports.is_empty() {
         let console = Console::open(&config.consoles, &config.ports, stdio)?;

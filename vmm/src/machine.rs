@@ -17,6 +17,7 @@ use hvrun_devices::backend::ninep::ShareError;
 use hvrun_devices::pci::PciError;
 use hvrun_devices::virtio::VirtioDevice;
 use hvrun_devices::virtio::console::ConsoleError;
+use hvrun_devices::virtio::net::NetError;
 use hvrun_devices::virtio::pci::VirtioPciError;
 
 use crate::config::{AddressSpace, ConfigError, MachineConfig, Transport};
@@ -61,6 +62,9 @@ pub enum BuildError {
     /// A share cannot be used.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A network card cannot be connected.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Consoles or ports cannot be connected.
     #[error(transparent)]
     Console(#[from] ConsoleError),

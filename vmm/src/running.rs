@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hvrun_arch::HypervisorError;
 use hvrun_boot::BootError;
+use hvrun_devices::virtio::net::Net;
 use hvrun_devices::{Pl011, Pl061};
 
 use crate::lifecycle::Lifecycle;
@@ -156,6 +157,7 @@ pub struct MachineControl {
     lifecycle: Arc<Lifecycle>,
     uart: Weak<Pl011>,
     gpio: Weak<Pl061>,
+    nets: Vec<Weak<Net>>,
 }
 
 impl MachineControl {
@@ -164,6 +166,7 @@ impl MachineControl {
             lifecycle: inner.lifecycle.clone(),
             uart: Arc::downgrade(&inner.devices.uart),
             gpio: Arc::downgrade(&inner.devices.gpio),
+            nets: inner.devices.virtio.nets.iter().map(Arc::downgrade).collect(),
         }
     }
 
@@ -185,6 +188,11 @@ impl MachineControl {
         if let Some(uart) = self.uart.upgrade() {
             uart.receive_break();
         }
+    }
+
+    /// The network card called `id`: its link, its traffic. Who keeps it keeps what is behind it, too.
+    pub fn net(&self, id: &str) -> Option<Arc<Net>> {
+        self.nets.iter().filter_map(Weak::upgrade).find(|net| net.id() == id)
     }
 
     /// Whether the machine has ended.

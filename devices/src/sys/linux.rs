@@ -2,6 +2,8 @@
 
 #[path = "linux/disk.rs"]
 pub(crate) mod disk;
+#[path = "linux/net.rs"]
+pub(crate) mod net;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -2,6 +2,8 @@
 
 #[path = "macos/disk.rs"]
 pub(crate) mod disk;
+#[path = "macos/net.rs"]
+pub(crate) mod net;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -34,8 +34,14 @@ const STEPS: &[Step] = &[
 ];
 
 /// A program that tests call, and the Debian package that has it.
-const TOOLS: &[(&str, &str)] =
-    &[("dtc", "device-tree-compiler"), ("qemu-aarch64", "qemu-user"), ("qemu-img", "qemu-utils")];
+const TOOLS: &[(&str, &str)] = &[
+    ("dtc", "device-tree-compiler"),
+    ("ip", "iproute2"),
+    ("passt", "passt"),
+    ("qemu-aarch64", "qemu-user"),
+    ("qemu-img", "qemu-utils"),
+    ("vde_switch", "vde2"),
+];
 
 /// `cargo xtask test`.
 pub fn command(args: &[OsString]) -> Result<ExitCode> {
