@@ -8,6 +8,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+/// A chain of causes says each of them once.
+fn said_once(stderr: &str) -> Result<()> {
+    for line in stderr.lines() {
+        let parts: Vec<&str> = line.split(": ").collect();
+        let again = parts.iter().enumerate().find(|(at, part)| parts.iter().take(*at).any(|p| p == *part));
+        ensure!(again.is_none(), "{again:?} is said twice: {line}");
+    }
+    Ok(())
+}
+
 /// hvrun refuses: nothing ran, and standard error holds all of `words` (whatever their case).
 fn refused(hvrun: Hvrun, words: &[&str]) -> Result<Outcome> {
     let outcome = hvrun.run()?;
@@ -23,6 +33,7 @@ fn refused(hvrun: Hvrun, words: &[&str]) -> Result<Outcome> {
     for word in words {
         ensure!(message.contains(&word.to_lowercase()), "'{word}' is not in: {}", outcome.stderr);
     }
+    said_once(&outcome.stderr)?;
     Ok(outcome)
 }
 
@@ -343,6 +354,12 @@ fn disk_is_refused(path: &Path, options: &str, words: &[&str]) -> Result<()> {
 #[test]
 fn missing_disk_is_named_with_what_makes_one() -> Result<()> {
     disk_is_refused(Path::new("/nonexistent/root.qcow2"), "", &["no such file", "qemu-img create"])
+}
+
+#[test]
+fn disk_serial_too_long_is_named_with_the_limit() -> Result<()> {
+    let serial = "123456789012345678901";
+    with_good_kernel(&["--disk", &format!("disk.raw,serial={serial}")], &[serial, "20"]).map(drop)
 }
 
 #[test]

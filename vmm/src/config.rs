@@ -180,7 +180,7 @@ pub enum ConfigError {
     #[error("cmdline: {0}")]
     CommandLine(String),
     /// A disk that cannot be.
-    #[error("disk {}: {source}", path.display())]
+    #[error("disk {}", path.display())]
     Disk {
         /// Which image.
         path: PathBuf,
