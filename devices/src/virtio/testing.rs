@@ -1,6 +1,8 @@
 //! A driver for tests, which can do what no driver should: rings in guest memory, descriptors as one likes them, and registers
 //! over virtio-mmio. It knows no particular device.
 
+pub(crate) mod hal;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -1,90 +1,15 @@
 //! A driver that others wrote, `virtio-drivers`, against the entropy device behind virtio-mmio. Its own transport wants the
 //! registers in memory; this one calls the device instead, in the same order (virtio 1.2, 4.2.3).
 
-use std::collections::BTreeMap;
-use std::ptr::NonNull;
-use std::sync::Mutex;
-
+use virtio_drivers::PhysAddr;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
-use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::*;
 use crate::virtio::rng::{Rng, RngConfig};
-use crate::virtio::testing::{BUFFERS, Driver, RAM, RAM_SIZE, reg, status};
-
-/// What one test's driver allocates from. The driver's functions have no `self`, so it is the thread's: each test has its own.
-struct Pool {
-    memory: GuestMemory,
-    next: u64,
-    /// Shared buffers: where the copies are.
-    shared: BTreeMap<u64, usize>,
-}
-
-thread_local! {
-    static POOL: Mutex<Option<Pool>> = const { Mutex::new(None) };
-}
-
-fn with_pool<R>(body: impl FnOnce(&mut Pool) -> R) -> R {
-    POOL.with(|pool| body(lock(pool).as_mut().unwrap()))
-}
-
-impl Pool {
-    fn take(&mut self, len: usize) -> u64 {
-        let addr = self.next;
-        self.next += (len as u64).next_multiple_of(PAGE_SIZE as u64);
-        assert!(self.next <= RAM + RAM_SIZE, "the test's RAM is too small");
-        addr
-    }
-
-    fn host(&self, addr: u64) -> NonNull<u8> {
-        NonNull::new(self.memory.get_host_address(GuestAddress(addr)).unwrap()).unwrap()
-    }
-}
-
-/// Memory of the test's guest.
-struct GuestHal;
-
-// SAFETY: allocations are whole pages of zeroed guest memory, which lives until the test ends, and none is given out twice.
-unsafe impl Hal for GuestHal {
-    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        with_pool(|pool| {
-            let addr = pool.take(pages * PAGE_SIZE);
-            (addr, pool.host(addr))
-        })
-    }
-
-    unsafe fn dma_dealloc(_paddr: PhysAddr, _vaddr: NonNull<u8>, _pages: usize) -> i32 {
-        0
-    }
-
-    unsafe fn mmio_phys_to_virt(_paddr: PhysAddr, _size: usize) -> NonNull<u8> {
-        unreachable!("only PCI asks for it")
-    }
-
-    unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
-        // SAFETY: the caller's promise: valid, and nobody else's now.
-        let bytes = unsafe { buffer.as_ref() };
-        with_pool(|pool| {
-            let addr = pool.take(bytes.len());
-            pool.memory.write_slice(bytes, GuestAddress(addr)).unwrap();
-            pool.shared.insert(addr, bytes.len());
-            addr
-        })
-    }
-
-    unsafe fn unshare(paddr: PhysAddr, mut buffer: NonNull<[u8]>, direction: BufferDirection) {
-        with_pool(|pool| {
-            assert_eq!(pool.shared.remove(&paddr), Some(buffer.len()));
-            if direction != BufferDirection::DriverToDevice {
-                // SAFETY: the caller's promise: valid, and nobody else's now.
-                pool.memory.read_slice(unsafe { buffer.as_mut() }, GuestAddress(paddr)).unwrap();
-            }
-        });
-    }
-}
+use crate::virtio::testing::hal::GuestHal;
+use crate::virtio::testing::{Driver, reg, status};
 
 /// The registers by calls.
 struct Calls(Driver);
@@ -180,8 +105,7 @@ impl Transport for Calls {
 /// The driver, brought up.
 fn start() -> VirtIORng<GuestHal, Calls> {
     let driver = Driver::new(Arc::new(Rng::new(RngConfig::default())));
-    let pool = Pool { memory: driver.memory.clone(), next: BUFFERS, shared: BTreeMap::new() };
-    POOL.with(|slot| *lock(slot) = Some(pool));
+    GuestHal::use_memory(&driver.memory);
     VirtIORng::new(Calls(driver)).unwrap()
 }
 

@@ -1,22 +1,19 @@
 //! A driver that others wrote, `virtio-drivers`, finds the device on the bus, gives its BARs addresses, and drives it. Its own PCI
 //! transport wants BARs in memory; the one here goes by the capabilities that it finds and accesses the bus.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ptr::NonNull;
 
+use virtio_drivers::PhysAddr;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::pci::bus::{
     Command as GuestCommand, ConfigurationAccess, DeviceFunction, PciRoot,
 };
 use virtio_drivers::transport::pci::virtio_device_type;
 use virtio_drivers::transport::{DeviceStatus, DeviceType as GuestType, InterruptStatus, Transport};
-use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::*;
-use crate::virtio::testing::{BUFFERS, RAM, RAM_SIZE};
+use crate::virtio::testing::hal::GuestHal;
 
 /// Configuration space by way of the bus.
 struct Ecam(Arc<Bus>);
@@ -45,74 +42,6 @@ impl ConfigurationAccess for Ecam {
 
     unsafe fn unsafe_clone(&self) -> Self {
         Ecam(self.0.clone())
-    }
-}
-
-/// What one test's driver allocates from. The driver's functions have no `self`, so it is the thread's: each test has its own.
-struct Pool {
-    memory: GuestMemory,
-    next: u64,
-    /// Shared buffers: address and length of the copies.
-    shared: BTreeMap<u64, usize>,
-}
-
-thread_local! {
-    static POOL: RefCell<Option<Pool>> = const { RefCell::new(None) };
-}
-
-fn with_pool<R>(body: impl FnOnce(&mut Pool) -> R) -> R {
-    POOL.with(|pool| body(pool.borrow_mut().as_mut().unwrap()))
-}
-
-impl Pool {
-    fn take(&mut self, len: usize) -> u64 {
-        let addr = self.next;
-        self.next += (len as u64).next_multiple_of(PAGE_SIZE as u64);
-        assert!(self.next <= RAM + RAM_SIZE, "the test's RAM is too small");
-        addr
-    }
-}
-
-/// Memory of the test's guest.
-struct GuestHal;
-
-// SAFETY: allocations are whole pages of zeroed guest memory, which lives until the test ends, and none is given out twice.
-unsafe impl Hal for GuestHal {
-    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        with_pool(|pool| {
-            let addr = pool.take(pages * PAGE_SIZE);
-            let host = pool.memory.get_host_address(GuestAddress(addr)).unwrap();
-            (addr, NonNull::new(host).unwrap())
-        })
-    }
-
-    unsafe fn dma_dealloc(_paddr: PhysAddr, _vaddr: NonNull<u8>, _pages: usize) -> i32 {
-        0
-    }
-
-    unsafe fn mmio_phys_to_virt(_paddr: PhysAddr, _size: usize) -> NonNull<u8> {
-        unreachable!("BARs are not in memory")
-    }
-
-    unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
-        // SAFETY: the caller's promise: valid, and nobody else's now.
-        let bytes = unsafe { buffer.as_ref() };
-        with_pool(|pool| {
-            let addr = pool.take(bytes.len());
-            pool.memory.write_slice(bytes, GuestAddress(addr)).unwrap();
-            pool.shared.insert(addr, bytes.len());
-            addr
-        })
-    }
-
-    unsafe fn unshare(paddr: PhysAddr, mut buffer: NonNull<[u8]>, direction: BufferDirection) {
-        with_pool(|pool| {
-            assert_eq!(pool.shared.remove(&paddr), Some(buffer.len()));
-            if direction != BufferDirection::DriverToDevice {
-                // SAFETY: the caller's promise: valid, and nobody else's now.
-                pool.memory.read_slice(unsafe { buffer.as_mut() }, GuestAddress(paddr)).unwrap();
-            }
-        });
     }
 }
 
@@ -281,8 +210,7 @@ fn enumerate(bench: &Bench) -> (PciRoot<Ecam>, DeviceFunction) {
 #[test]
 fn an_independent_driver_finds_the_device_and_drives_it() {
     let bench = Bench::unmapped(Filler::new(&[256]), None);
-    let pool = Pool { memory: bench.memory.clone(), next: BUFFERS, shared: BTreeMap::new() };
-    POOL.with(|slot| *slot.borrow_mut() = Some(pool));
+    GuestHal::use_memory(&bench.memory);
     let (mut root, function) = enumerate(&bench);
     let mut driver = VirtIORng::<GuestHal, _>::new(OverBus::new(&bench.bus, &mut root, function)).unwrap();
     for _ in 0..300 {
@@ -295,8 +223,7 @@ fn an_independent_driver_finds_the_device_and_drives_it() {
 #[test]
 fn an_independent_driver_sees_its_interrupt_and_acknowledges_it() {
     let bench = Bench::unmapped(Filler::new(&[256]), None);
-    let pool = Pool { memory: bench.memory.clone(), next: BUFFERS, shared: BTreeMap::new() };
-    POOL.with(|slot| *slot.borrow_mut() = Some(pool));
+    GuestHal::use_memory(&bench.memory);
     let (mut root, function) = enumerate(&bench);
     let mut driver = VirtIORng::<GuestHal, _>::new(OverBus::new(&bench.bus, &mut root, function)).unwrap();
     driver.enable_interrupts();
