@@ -7,6 +7,7 @@ mod host;
 #[path = "sys/macos.rs"]
 mod host;
 
+mod limits;
 pub(crate) mod ninep;
 pub(crate) mod wire;
 
@@ -14,4 +15,6 @@ pub use host::Event;
 pub(crate) use host::discard;
 pub(crate) use host::disk;
 pub(crate) use host::net;
+pub(crate) use host::thread_waits;
 pub(crate) use host::{SEND_NO_SIGNAL, UNIX_PATH_MAX};
+pub(crate) use limits::raise_descriptor_limit;

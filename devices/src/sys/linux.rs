@@ -14,6 +14,9 @@ use rustix::io::{Errno, read, write};
 /// Longest path of a unix socket in bytes: `sun_path` has 108, one for the final NUL (unix(7)).
 pub(crate) const UNIX_PATH_MAX: usize = 107;
 
+/// Most descriptors a process should ask for.
+pub(crate) const MOST_DESCRIPTORS: u64 = 1 << 20;
+
 /// Sending to a socket whose other end has gone shall be an error and no signal (send(2), MSG_NOSIGNAL).
 pub(crate) const SEND_NO_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::NOSIGNAL;
 
@@ -56,6 +59,16 @@ impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// How often this thread has given up its CPU to wait for something (getrusage(2), RUSAGE_THREAD, `ru_nvcsw`). Having lost the CPU
+/// to another thread does not count, and neither does a request that only takes its time.
+pub(crate) fn thread_waits() -> Option<u64> {
+    // SAFETY: `rusage` is plain data, for which zeros are a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills in the `rusage` that it is given.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    (result == 0).then(|| u64::try_from(usage.ru_nvcsw).ok()).flatten()
 }
 
 /// Makes `len` bytes of private anonymous memory at `start` zero by giving its pages back (madvise(2), MADV_DONTNEED: the next

@@ -15,6 +15,9 @@ use rustix::pipe::pipe;
 /// Longest path of a unix socket in bytes: `sun_path` has 104, one for the final NUL (unix(4)).
 pub(crate) const UNIX_PATH_MAX: usize = 103;
 
+/// Most descriptors a process may ask for without privileges (`OPEN_MAX`).
+pub(crate) const MOST_DESCRIPTORS: u64 = 10_240;
+
 /// Sending to a socket whose other end has gone is an error already: the standard library sets SO_NOSIGPIPE on its sockets.
 pub(crate) const SEND_NO_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::empty();
 
@@ -69,6 +72,11 @@ impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.receiver.as_fd()
     }
+}
+
+/// How often this thread has given up its CPU to wait for something: not counted here, but for all threads of a process together.
+pub(crate) fn thread_waits() -> Option<u64> {
+    None
 }
 
 /// Makes `len` bytes of private anonymous memory at `start` zero by putting new memory in its place: `madvise` promises nothing about

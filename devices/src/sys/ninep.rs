@@ -73,20 +73,6 @@ pub(crate) fn encode_device(major: u32, minor: u32) -> u64 {
     u64::from(minor & 0xff) | (u64::from(major) << 8) | (u64::from(minor & !0xff) << 12)
 }
 
-/// Raises the soft limit of open descriptors to the hard one, as far as the host lets a process go. macOS starts programs
-/// with 256, which a build in a guest uses up at once.
-pub(crate) fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.unwrap_or(MOST_DESCRIPTORS).min(MOST_DESCRIPTORS);
-    if limit.current.is_some_and(|current| current < wanted) {
-        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            log::debug!("9p: the limit of open files stays at {:?}: {error}", limit.current);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,8 @@
 //! [`crate::backend::ninep`] between the guest's ring and the server. It knows no file and of a message only the first bytes.
 //!
 //! A quick request, and a read of what the host has in its page cache, is answered on the thread that rang the doorbell: no other
-//! thread is woken for it. What may block goes to a few workers, so that a slow disk delays neither a vCPU nor other requests.
+//! thread is woken for it. That is a vCPU's on every backend, for the device has no event descriptor for its doorbell. What may block
+//! ([`Session::kind`] knows) goes to a few workers, so that a slow disk delays neither a vCPU nor other requests.
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::chain::{Chain, SpareChain};
 use super::device::{Activation, DeviceType, VirtioDevice};
 use super::queue::{Virtqueue, VirtqueueState};
-use crate::backend::ninep::{HEADER_SIZE, RequestKind, Session, Share, request_kind};
+use crate::backend::ninep::{HEADER_SIZE, RequestKind, Session, Share};
 use crate::util::lock;
 
 /// VIRTIO_9P_MOUNT_TAG: the configuration space has the tag (Linux uapi/linux/virtio_9p.h).
@@ -202,7 +203,7 @@ impl Ring {
         let mut chain = state.spare.take();
         while let Some(more) = self.pop(&mut state.queue, &mut chain) {
             let header = header_of(&chain);
-            let kind = request_kind(&header);
+            let kind = self.session.kind(chain.readable());
             if who == Who::Vcpu && kind == RequestKind::MayBlock {
                 // What is in the host's memory already needs no worker. The ring stays locked: nothing overtakes it.
                 if let Some(written) = self.session.read_cached(chain.readable(), chain.writable()) {

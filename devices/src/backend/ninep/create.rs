@@ -19,6 +19,17 @@ fn permissions(mode: u32) -> Mode {
     Mode::from_bits_truncate((mode & mode::PERMISSIONS) as rustix::fs::RawMode)
 }
 
+/// What has just lost its name, to be closed when others may use names again: the host may have a large file to free then.
+pub(super) type Gone = Option<Arc<OwnedFd>>;
+
+/// What the host frees of a file in passing, in bytes: some ten microseconds of work.
+const LARGE: u64 = 4 << 20;
+
+/// Whether freeing a file may take the host long.
+pub(super) fn is_large(attr: &Attr) -> bool {
+    attr.mode & mode::FORMAT == mode::REGULAR && attr.blocks.saturating_mul(512) > LARGE
+}
+
 impl Share {
     /// Refuses names that the guest cannot have.
     fn new_name(&self, dir: &DirHandle, name: &[u8]) -> Outcome<Name> {
@@ -169,7 +180,7 @@ impl Share {
     }
 
     /// Removes an entry. Fids on it keep a descriptor. The caller holds [`change_names`](Self::change_names).
-    pub(super) fn remove_entry(&self, parent: NodeId, name: &[u8], directory: bool) -> Outcome<()> {
+    pub(super) fn remove_entry(&self, parent: NodeId, name: &[u8], directory: bool) -> Outcome<Gone> {
         let dir = self.directory(parent)?;
         let name = self.real_name(&dir, name)?;
         let kept = self.hold(parent, &dir, &name);
@@ -184,19 +195,25 @@ impl Share {
             Err(Errno::EXIST) if directory => return fail(errno::ENOTEMPTY),
             other => other?,
         }
-        self.tree().remove(parent, name.as_bytes(), kept);
-        if mapped_file { mapped::remove_file(&dir, &name) } else { Ok(()) }
+        self.tree().remove(parent, name.as_bytes(), kept.clone());
+        if mapped_file {
+            mapped::remove_file(&dir, &name)?;
+        }
+        Ok(kept)
     }
 
-    /// A descriptor of an entry that is about to lose its name, if any fid is on it.
-    fn hold(&self, parent: NodeId, dir: &DirHandle, name: &Name) -> Option<Arc<OwnedFd>> {
-        self.tree().find(parent, name.as_bytes())?;
+    /// A descriptor of an entry that is about to lose its name, if any fid is on it or it is large.
+    fn hold(&self, parent: NodeId, dir: &DirHandle, name: &Name) -> Gone {
+        let is_used = self.tree().find(parent, name.as_bytes()).is_some();
+        if !is_used && !dir.stat(name).is_ok_and(|attr| is_large(&attr)) {
+            return None;
+        }
         host::open_place(dir.as_fd(), name.as_c_str()).ok().map(Arc::new)
     }
 
     /// Renames an entry, also into another directory, over what is there. The caller holds
     /// [`change_names`](Self::change_names).
-    pub(super) fn rename_entry(&self, from: (NodeId, &[u8]), to: (NodeId, &[u8])) -> Outcome<()> {
+    pub(super) fn rename_entry(&self, from: (NodeId, &[u8]), to: (NodeId, &[u8])) -> Outcome<Gone> {
         let (old_dir, new_dir) = (self.directory(from.0)?, self.directory(to.0)?);
         let old_name = self.real_name(&old_dir, from.1)?;
         let new_name = self.new_name(&new_dir, to.1)?;
@@ -207,7 +224,7 @@ impl Share {
         }
         if self.is_same_file(&old_dir, &old_name, &new_dir, &new_name) {
             // Two names of one file: POSIX says to do nothing, and so does the host, so the tree must not change either.
-            return Ok(());
+            return Ok(None);
         }
         match rustix::fs::renameat(old_dir.as_fd(), old_name.as_c_str(), new_dir.as_fd(), new_name.as_c_str())
         {
@@ -215,12 +232,11 @@ impl Share {
             other => other?,
         }
         let renamed = (from.0, old_name.as_bytes());
-        self.tree().rename(renamed, (to.0, new_name.as_bytes()), replaced)?;
+        self.tree().rename(renamed, (to.0, new_name.as_bytes()), replaced.clone())?;
         if mapped_file {
-            mapped::carry_file((&old_dir, &old_name), (&new_dir, &new_name), false)
-        } else {
-            Ok(())
+            mapped::carry_file((&old_dir, &old_name), (&new_dir, &new_name), false)?;
         }
+        Ok(replaced)
     }
 
     /// Whether two different names are hard links of one file.

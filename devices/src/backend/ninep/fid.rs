@@ -19,6 +19,8 @@ pub(super) struct OpenFile {
     pub fd: OwnedFd,
     /// Whether a write may leave set-user-id bits behind that the host does not clear: as root it does not.
     pub clears_suid: bool,
+    /// Whether reading it never waits for a disk.
+    pub in_memory: bool,
 }
 
 /// What a fid can be used for.

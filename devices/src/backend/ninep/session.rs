@@ -1,7 +1,9 @@
 //! One client of a share: takes requests apart, keeps its fids, puts replies together. The operations are in the parts
-//! below: [`names`] walks and changes names, [`files`] opens and moves data, [`attrs`] asks and sets attributes.
+//! below: [`names`] walks and changes names, [`files`] opens and moves data, [`attrs`] asks and sets attributes;
+//! [`duration`] says beforehand which of them may take long.
 
 mod attrs;
+mod duration;
 mod files;
 mod names;
 
@@ -142,10 +144,9 @@ impl Session {
     pub fn reset(&self) {
         let fids = self.fids.drain();
         let mut tree = self.share.tree();
-        for (_, fid) in &fids {
-            tree.release(fid.node);
-        }
+        let gone: Vec<_> = fids.iter().filter_map(|(_, fid)| tree.release(fid.node)).collect();
         drop(tree);
+        drop(gone);
         lock::release_session(self.id);
         self.msize.store(0, Ordering::Relaxed);
     }
@@ -224,7 +225,7 @@ impl Session {
         }
         // Names must stay as they are while these use them.
         let _names = match request.op {
-            op::TRENAME | op::TRENAMEAT | op::TREMOVE | op::TUNLINKAT => None,
+            op::TRENAME | op::TRENAMEAT | op::TREMOVE | op::TUNLINKAT | op::TCLUNK => None,
             op::TREAD
             | op::TWRITE
             | op::TFSYNC
@@ -311,6 +312,7 @@ impl Session {
         let fid = self.fids.remove(number)?;
         let written = match &fid.usage {
             Use::Xattr(xattr) => {
+                let _names = self.share.names();
                 self.share.at(fid.node, |place| self.share.write_xattr(place.target(), xattr))
             }
             Use::File(_) => {
@@ -319,7 +321,7 @@ impl Session {
             }
             _ => Ok(()),
         };
-        self.share.tree().release(fid.node);
+        self.share.release(fid.node);
         written.map(|()| 0)
     }
 
@@ -327,10 +329,10 @@ impl Session {
     fn insert(&self, number: u32, fid: Fid, epoch: u32) -> Outcome<()> {
         let node = fid.node;
         if number == NO_FID {
-            self.share.tree().release(node);
+            self.share.release(node);
             return fail(errno::EINVAL);
         }
-        self.fids.insert(number, fid, epoch).inspect_err(|_| self.share.tree().release(node))
+        self.fids.insert(number, fid, epoch).inspect_err(|_| self.share.release(node))
     }
 
     /// What the client's number stands for, with its file or directory if it is to be one that is not an attribute.
@@ -388,7 +390,7 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.share.tree().release(self.node);
+        self.share.release(self.node);
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use super::mapped;
 use super::place::{DirHandle, Name, Place};
 use super::proto::{Outcome, WireError, errno, fail, mode};
 use super::tree::{Located, NodeId, Tree, Whereabouts};
-use crate::sys::ninep::{self as host, Target};
+use crate::sys::ninep::{self as host, Attr, Target};
 use crate::util::lock;
 
 /// A directory of the host that is served to any number of [`Session`](super::Session)s, which see each other's changes at
@@ -25,6 +25,11 @@ pub struct Share {
     pub(super) root: Arc<DirHandle>,
     pub(super) squash: bool,
     pub(super) case_hack: bool,
+    /// Whether names and attributes, too, may take long. Known of the root's file system, which is all of the share but for what is
+    /// mounted below it.
+    pub(super) remote: bool,
+    /// Whether what is on the root's device is in memory.
+    in_memory: bool,
     /// Whether this process is root, for whom the kernel does not clear set-user-id bits.
     pub(super) is_root: bool,
     /// Other devices than the root's that were seen.
@@ -76,7 +81,7 @@ impl Share {
         if config.security == SecurityModel::MappedXattr && !keeps_xattrs(&root) {
             return Err(ShareError::NoXattrs { path });
         }
-        host::raise_descriptor_limit();
+        crate::sys::raise_descriptor_limit();
         let root = Arc::new(root);
         Ok(Arc::new(Self {
             squash: config.squashes_to_root(),
@@ -85,6 +90,8 @@ impl Share {
                 CaseHack::On => true,
                 CaseHack::Off => false,
             },
+            remote: host::is_remote(root.as_fd()),
+            in_memory: host::is_in_memory(root.as_fd()),
             is_root: rustix::process::geteuid().is_root(),
             devices: Mutex::new(Vec::new()),
             tree: Mutex::new(Tree::new(root.clone(), config.limits.nodes, config.limits.directories)),
@@ -104,9 +111,30 @@ impl Share {
         lock(&self.tree)
     }
 
+    /// Lets go of a reference to a node. What that closes is closed when the tree is free again: the host may have a whole file to
+    /// free.
+    pub(super) fn release(&self, node: NodeId) {
+        let gone = self.tree().release(node);
+        drop(gone);
+    }
+
+    /// Whether reading a file never waits for a disk.
+    pub(super) fn is_in_memory(&self, attr: &Attr) -> bool {
+        self.in_memory && attr.dev == self.root.dev
+    }
+
     /// Names do not change while this is held. Not to be taken twice by one thread.
     pub(super) fn names(&self) -> RwLockReadGuard<'_, ()> {
         self.names.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, if nobody is changing names.
+    pub(super) fn try_names(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.names.try_read() {
+            Ok(names) => Some(names),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// This thread alone changes or uses names while this is held.

@@ -243,11 +243,18 @@ impl Tree {
         Ok(())
     }
 
-    /// One reference less; the last one takes the node away, and whatever of its parents nobody else holds.
-    pub fn release(&mut self, node: NodeId) {
-        if self.slot(node).is_ok() {
-            self.release_index(node.index);
-        }
+    /// One reference less; the last one takes the node away, and whatever of its parents nobody else holds. Returns what kept a
+    /// removed file reachable: closing it may free the file, which nobody who waits for the tree should wait for.
+    #[must_use = "to be closed when the tree is free again"]
+    pub fn release(&mut self, node: NodeId) -> Option<Arc<OwnedFd>> {
+        let removed = self.slot(node).ok()?.removed.clone();
+        self.release_index(node.index);
+        removed
+    }
+
+    /// What keeps the file of this node reachable, if it has been removed.
+    pub fn removed(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
+        self.slot(node).ok()?.removed.clone()
     }
 
     fn release_index(&mut self, mut index: u32) {
@@ -377,7 +384,7 @@ impl Tree {
             self.forget_index(index);
             index = parent;
         }
-        self.release(node);
+        drop(self.release(node));
     }
 
     /// What was just seen at this name: a kept descriptor of something else that was there before is let go of.

@@ -13,8 +13,6 @@ use crate::backend::ninep::dotl;
 
 /// Whether Nix makes `~nix~case~hack~` names on this host.
 pub(crate) const NIX_CASE_HACK: bool = false;
-/// Most descriptors a process should ask for.
-pub(crate) const MOST_DESCRIPTORS: u64 = 1 << 20;
 
 /// The number that a guest knows a host's error by: the same.
 pub(crate) fn wire_errno(raw: i32) -> u32 {
@@ -49,6 +47,43 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd>
         Err(Errno::PERM | Errno::AGAIN | Errno::NOSYS) => Err(Errno::NOSYS),
         other => other,
     }
+}
+
+/// Whether the file system of an open file answers over a network, or by way of another program: then even a name may take as long
+/// as somebody else likes.
+pub(crate) fn is_remote(file: BorrowedFd<'_>) -> bool {
+    /// Those of statfs(2): NFS, SMB (three clients), FUSE, 9P, Ceph, AFS (two clients), Coda, NCP, OCFS2, GFS2, Lustre, VirtualBox.
+    const REMOTE: [u32; 15] = [
+        0x6969,
+        0x517b,
+        0xfe53_4d42,
+        0xff53_4d42,
+        0x6573_5546,
+        0x0102_1997,
+        0x00c3_6400,
+        0x5346_414f,
+        0x6b41_4653,
+        0x7375_7245,
+        0x564c,
+        0x7461_636f,
+        0x0116_1970,
+        0x0bd0_0bd0,
+        0x786f_4256,
+    ];
+    file_system(file).is_some_and(|magic| REMOTE.contains(&magic))
+}
+
+/// Whether the file system of an open file has nothing but memory behind it, so that reading never waits for a disk. (What of it is
+/// swapped out is as slow as guest memory that is swapped out.) Linux' RWF_NOWAIT does not know these.
+pub(crate) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+    /// TMPFS_MAGIC and RAMFS_MAGIC (statfs(2)).
+    const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+    file_system(file).is_some_and(|magic| IN_MEMORY.contains(&magic))
+}
+
+/// The magic number of a file's file system: 32 bits, whatever the type that an architecture has for it.
+fn file_system(file: BorrowedFd<'_>) -> Option<u32> {
+    rustix::fs::fstatfs(file).ok().map(|stat| stat.f_type as u32)
 }
 
 /// preadv(2) of what is in the page cache alone: AGAIN if nothing is, OPNOTSUPP if the file system cannot tell.

@@ -12,8 +12,6 @@ pub(crate) use darwin::wire_errno;
 
 /// Whether Nix makes `~nix~case~hack~` names on this host.
 pub(crate) const NIX_CASE_HACK: bool = true;
-/// Most descriptors a process may ask for without privileges (`OPEN_MAX`).
-pub(crate) const MOST_DESCRIPTORS: u64 = 10_240;
 
 /// Flags of open(2) for those of Tlopen that concern the host.
 pub(crate) fn open_flags(dotl: u32) -> OFlags {
@@ -180,6 +178,17 @@ pub(crate) fn set_xattr(target: Target<'_>, name: &CStr, value: &[u8], flags: u3
 pub(crate) fn remove_xattr(target: Target<'_>, name: &CStr) -> Result<()> {
     check_xattr_name(name)?;
     with_file(target, |file| rustix::fs::fremovexattr(file, name))
+}
+
+/// Whether the file system of an open file answers over a network, or by way of another program: then even a name may take as long
+/// as somebody else likes.
+pub(crate) fn is_remote(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_flags & libc::MNT_LOCAL as u32 == 0)
+}
+
+/// Whether reading never waits for a disk: a file in memory lies on a RAM disk here, which looks like any other.
+pub(crate) fn is_in_memory(_file: BorrowedFd<'_>) -> bool {
+    false
 }
 
 /// There is no read here that does not wait.

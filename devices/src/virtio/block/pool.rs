@@ -1,10 +1,11 @@
 //! Which thread serves which request of a disk.
 //!
-//! The thread that a doorbell wakes serves what it finds itself: a quick request costs one wake-up. While requests are quick, one
+//! The thread that a doorbell wakes serves what it finds itself: a quick request costs one wake-up. While requests do not wait, one
 //! thread serves them all, one after the other, and interrupts the driver once for several. Two things bring in more threads:
-//! - *Slow mode*: when requests take long that the host can run several of, or for one of a kind that always does, a thread first
+//! - *Slow mode*: when requests wait long that the host can run several of, or for one of a kind that always does, a thread first
 //!   sees to it that another one looks at the queue, and then blocks. As many requests as there are threads ([`MAX_THREADS`]) are in
-//!   flight at the host.
+//!   flight at the host. What counts is that the thread slept, not what the clock says: a request that takes long because the host's
+//!   CPU is slow or busy is not done sooner by more threads, and each hand-over makes it worse.
 //! - *The watch*: a thread that ticks while there is work. Where no request has made progress for a tick and nobody listens to the
 //!   doorbell, it calls in another thread. So a request that is slow against expectation holds up the others for a tick or two, and
 //!   no longer.
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use hvrun_arch::GuestMemory;
 
 use super::request::{Request, Unit};
-use crate::sys::Event;
+use crate::sys::{self, Event};
 use crate::util::lock;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{Activation, Interrupt};
@@ -34,10 +35,15 @@ pub(super) const MAX_THREADS: usize = 128;
 const RETIRE_AFTER: Duration = Duration::from_secs(5);
 /// How long a request may hold up others.
 const TICK: Duration = Duration::from_millis(1);
+/// The same while all goes well: each tick that finds nothing stuck makes the next one longer, up to this. Waking up a thousand
+/// times a second to find nothing wrong costs more than it saves.
+const LONGEST_TICK: Duration = Duration::from_millis(8);
 /// After so many ticks without work the watch sleeps.
-const QUIET_TICKS: u32 = 50;
-/// Requests that take longer on average are slow: what calling in another thread costs is little against it.
+const QUIET_TICKS: u32 = 8;
+/// Requests that wait longer on average are slow: what calling in another thread costs is little against it.
 const SLOW: Duration = Duration::from_micros(50);
+/// Where requests take less on average, whether they wait is not asked: asking costs a tenth of this.
+const QUICK: Duration = Duration::from_micros(6);
 /// How many answers may wait for a common interrupt while the thread goes on.
 const BATCH: u32 = 8;
 
@@ -96,25 +102,59 @@ struct Roster {
 
 /// How the requests are doing. Read and written without a lock; being a little wrong costs a little time.
 #[derive(Default)]
-struct Load {
+pub(super) struct Load {
     executing: AtomicUsize,
     /// Counts every beginning and end of a request.
     progress: AtomicU64,
     /// Average time of a request in nanoseconds.
     average: AtomicU64,
+    /// The same, where a request that did not wait counts as none.
+    waiting: AtomicU64,
+    /// Requests wait longer than [`SLOW`].
     slow: AtomicBool,
     /// The watch ticks.
     watched: AtomicBool,
 }
 
 impl Load {
-    fn finished(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(1 << 40);
-        let average = self.average.load(Ordering::Relaxed);
-        let average = average - average / 8 + took / 8;
-        self.average.store(average, Ordering::Relaxed);
-        self.slow.store(u128::from(average) > SLOW.as_nanos(), Ordering::Relaxed);
+    /// Whether requests wait long enough for more threads to be worth it.
+    pub(super) fn is_slow(&self) -> bool {
+        self.slow.load(Ordering::Relaxed)
     }
+
+    /// How often this thread has waited so far, where that is worth asking.
+    pub(super) fn begin(&self) -> Asked {
+        let quick = u128::from(self.average.load(Ordering::Relaxed)) < QUICK.as_nanos();
+        if quick { Asked::No } else { Asked::Yes(sys::thread_waits()) }
+    }
+
+    /// A request is done that has taken `took`; `asked` is what [`Load::begin`] gave before it.
+    pub(super) fn finished(&self, asked: Asked, took: Duration) {
+        let waited = match asked {
+            // On average it did not take long enough for that.
+            Asked::No => false,
+            // A host that does not count leaves only the clock.
+            Asked::Yes(before) => before.is_none() || before != sys::thread_waits(),
+        };
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(1 << 40);
+        let update = |average: &AtomicU64, nanos: u64| {
+            let before = average.load(Ordering::Relaxed);
+            let after = before - before / 8 + nanos / 8;
+            average.store(after, Ordering::Relaxed);
+            after
+        };
+        update(&self.average, nanos);
+        let waiting = update(&self.waiting, if waited { nanos } else { 0 });
+        self.slow.store(u128::from(waiting) > SLOW.as_nanos(), Ordering::Relaxed);
+    }
+}
+
+/// What is known before a request about how often its thread has waited.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Asked {
+    No,
+    /// The host's count, if it has one.
+    Yes(Option<u64>),
 }
 
 /// Counts a request that is being executed, also if it panics.
@@ -370,20 +410,19 @@ impl Shared {
             found = true;
             drop(served);
             let request = Request::parse(&chain);
-            let start = Instant::now();
             let executing = Executing::new(&self.load);
             self.wake_watch();
             // Requests that the host runs one at a time say nothing about the use of more threads.
             let parallel = request.as_ref().is_some_and(|request| request.is_parallel(&self.unit));
-            if (parallel && self.load.slow.load(Ordering::Relaxed))
-                || request.as_ref().is_some_and(Request::is_slow)
-            {
+            let alone = !(parallel && self.load.is_slow());
+            if !alone || request.as_ref().is_some_and(Request::is_slow) {
                 self.call_another();
             }
+            let before = parallel.then(|| (self.load.begin(), Instant::now()));
             let written = self.unit.serve(request, &chain, &mut scratch);
             drop(executing);
-            if parallel {
-                self.load.finished(start.elapsed());
+            if let Some((asked, start)) = before {
+                self.load.finished(asked, start.elapsed());
             }
             served = lock(queue);
             if active.mode.load(Ordering::SeqCst) == STOP {
@@ -391,7 +430,8 @@ impl Shared {
             }
             served.queue.push(memory, chain.head(), written);
             served.unsignalled += 1;
-            if served.unsignalled >= BATCH || self.load.slow.load(Ordering::Relaxed) {
+            // Who waits for the next request keeps no answer back.
+            if served.unsignalled >= BATCH || !alone {
                 served.signal(memory);
             }
         }
@@ -411,25 +451,28 @@ impl Shared {
 
     /// The watch's life.
     fn watch(self: Arc<Self>) {
-        let (mut last, mut quiet) = (0, 0);
+        let (mut last, mut quiet, mut tick) = (0, 0, TICK);
         let mut closing = lock(&self.watch);
         while !*closing {
             if !self.load.watched.load(Ordering::SeqCst) {
+                tick = TICK;
                 closing = self.watch_wake.wait(closing).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             (closing, _) =
-                self.watch_wake.wait_timeout(closing, TICK).unwrap_or_else(PoisonError::into_inner);
+                self.watch_wake.wait_timeout(closing, tick).unwrap_or_else(PoisonError::into_inner);
             let progress = self.load.progress.load(Ordering::Relaxed);
             let busy = self.load.executing.load(Ordering::SeqCst) > 0;
             if progress != last {
                 quiet = 0;
             } else if busy {
                 quiet = 0;
+                tick = Duration::ZERO;
                 self.call_another();
             } else {
                 quiet += 1;
             }
+            tick = (tick * 2).clamp(TICK, LONGEST_TICK);
             last = progress;
             if quiet > QUIET_TICKS {
                 quiet = 0;

@@ -16,6 +16,8 @@ const TWALK: u8 = 110;
 const TREAD: u8 = 116;
 const TLOPEN: u8 = 12;
 const TGETATTR: u8 = 24;
+const TSETATTR: u8 = 26;
+const TUNLINKAT: u8 = 76;
 const RLERROR: u8 = 7;
 const NOFID: u32 = u32::MAX;
 /// Room for a reply.
@@ -35,7 +37,7 @@ fn text(text: &str) -> Vec<u8> {
 struct Guest {
     driver: Driver,
     ring: Ring,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Guest {
@@ -44,7 +46,7 @@ impl Guest {
         fs::write(dir.path().join("file"), "contents").unwrap();
         let share = Share::open(&ShareConfig::new(dir.path(), "tag")).unwrap();
         let (driver, mut rings) = Driver::start(Arc::new(Fs9p::new(share)), F_MOUNT_TAG, &QUEUE_SIZES);
-        Guest { driver, ring: rings.remove(0), _dir: dir }
+        Guest { driver, ring: rings.remove(0), dir }
     }
 
     /// Lies in slot `slot` of the buffers: a request, and room for its reply.
@@ -86,6 +88,76 @@ impl Guest {
     }
 }
 
+fn unlink(tag: u16, name: &str) -> Vec<u8> {
+    message(TUNLINKAT, tag, &[&0u32.to_le_bytes(), &text(name), &0u32.to_le_bytes()])
+}
+
+/// How the server takes a request that lies in one piece.
+fn kind(share: &Arc<Share>, request: &[u8]) -> RequestKind {
+    let session = Session::new(share.clone());
+    let mut reply = [0; 8192];
+    let fids = [0, NOFID].map(u32::to_le_bytes).concat();
+    session.handle_bytes(
+        &message(TVERSION, NOFID as u16, &[&8192u32.to_le_bytes(), &text("9P2000.L")]),
+        &mut reply,
+    );
+    let attach = message(TATTACH, 1, &[&fids, &text("root"), &text(""), &0u32.to_le_bytes()]);
+    session.handle_bytes(&attach, &mut reply);
+    let walk = [0u32, 1].map(u32::to_le_bytes).concat();
+    session.handle_bytes(&message(TWALK, 1, &[&walk, &1u16.to_le_bytes(), &text("large")]), &mut reply);
+    let mut request = request.to_vec();
+    session.kind(&[vm_memory::VolatileSlice::from(&mut request[..])])
+}
+
+/// A share with a small file, a large one, and one of two names.
+fn sizes() -> (TempDir, Arc<Share>) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("small"), "contents").unwrap();
+    fs::write(dir.path().join("large"), vec![1; 8 << 20]).unwrap();
+    fs::write(dir.path().join("linked"), vec![1; 8 << 20]).unwrap();
+    fs::hard_link(dir.path().join("linked"), dir.path().join("link")).unwrap();
+    let share = Share::open(&ShareConfig::new(dir.path(), "tag")).unwrap();
+    (dir, share)
+}
+
+#[test]
+fn removing_a_small_file_is_quick() {
+    let (_dir, share) = sizes();
+    assert_eq!(kind(&share, &unlink(1, "small")), RequestKind::Quick);
+}
+
+#[test]
+fn removing_the_only_name_of_a_large_file_may_block() {
+    let (_dir, share) = sizes();
+    assert_eq!(kind(&share, &unlink(1, "large")), RequestKind::MayBlock);
+}
+
+#[test]
+fn removing_one_of_two_names_of_a_large_file_is_quick() {
+    let (_dir, share) = sizes();
+    assert_eq!(kind(&share, &unlink(1, "link")), RequestKind::Quick);
+}
+
+#[test]
+fn removing_what_is_not_there_is_quick() {
+    let (_dir, share) = sizes();
+    assert_eq!(kind(&share, &unlink(1, "nothing")), RequestKind::Quick);
+}
+
+#[test]
+fn truncating_a_large_file_may_block() {
+    let (_dir, share) = sizes();
+    let valid = 1u32 << 3; // P9_ATTR_SIZE
+    let fields = [[1, valid, 0, 0, 0].map(u32::to_le_bytes).concat(), vec![0; 40]].concat();
+    assert_eq!(kind(&share, &message(TSETATTR, 1, &[&fields])), RequestKind::MayBlock);
+}
+
+#[test]
+fn a_request_cut_off_behind_its_header_is_refused_quickly() {
+    let (_dir, share) = sizes();
+    assert_eq!(kind(&share, &message(TUNLINKAT, 1, &[&[0, 0]])), RequestKind::Quick);
+}
+
 fn getattr(tag: u16) -> Vec<u8> {
     message(TGETATTR, tag, &[&0u32.to_le_bytes(), &0x7ffu64.to_le_bytes()])
 }
@@ -109,6 +181,28 @@ fn a_quick_request_is_answered_before_the_doorbell_returns() {
     let used = guest.ring.used();
     assert_eq!((used.len(), used[0].0), (1, u32::from(head)));
     assert_eq!(guest.reply(0, used[0].1)[4..7], [TGETATTR + 1, 5, 0]);
+}
+
+#[test]
+fn removing_a_small_file_is_answered_before_the_doorbell_returns() {
+    let mut guest = Guest::start();
+    guest.mount();
+    guest.add(0, &unlink(3, "file"));
+    guest.driver.kick(0);
+    let used = guest.ring.used();
+    assert_eq!(used.len(), 1);
+    assert_eq!(guest.reply(0, used[0].1)[4], TUNLINKAT + 1);
+    assert!(!guest.dir.path().join("file").exists());
+}
+
+#[test]
+fn a_large_file_is_removed_too() {
+    let mut guest = Guest::start();
+    guest.mount();
+    let path = guest.dir.path().join("large");
+    fs::write(&path, vec![1; 8 << 20]).unwrap();
+    assert_eq!(guest.call(&unlink(3, "large"))[4], TUNLINKAT + 1);
+    assert!(!path.exists());
 }
 
 #[test]

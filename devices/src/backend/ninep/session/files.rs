@@ -66,7 +66,8 @@ impl Session {
         if flags & dotl::TRUNC != 0 {
             self.share.clear_suid(&fd, clears_suid)?;
         }
-        Ok((Use::File(Arc::new(OpenFile { fd, clears_suid })), attr))
+        let in_memory = self.share.is_in_memory(&attr);
+        Ok((Use::File(Arc::new(OpenFile { fd, clears_suid, in_memory })), attr))
     }
 
     pub(super) fn lcreate(&self, mut request: Request<'_>, reply: &mut Reply) -> Outcome<usize> {
@@ -86,13 +87,14 @@ impl Session {
             let mut tree = self.share.tree();
             tree.saw(fid.node, name.as_bytes(), attr.dev, attr.ino);
             let node = tree.child(fid.node, name.as_bytes())?;
-            Ok((Arc::new(OpenFile { fd, clears_suid: self.share.clears_suid() }), attr, node))
+            let (clears_suid, in_memory) = (self.share.clears_suid(), self.share.is_in_memory(&attr));
+            Ok((Arc::new(OpenFile { fd, clears_suid, in_memory }), attr, node))
         });
         let changed = created.and_then(|(file, attr, node)| {
             let held = Held::new(&self.share, node);
             let former = self.fids.change(number, node, Use::File(file))?;
             held.keep();
-            self.share.tree().release(former);
+            self.share.release(former);
             Ok(attr)
         });
         let attr = changed.inspect_err(|_| self.fids.unreserve_open())?;
@@ -145,7 +147,10 @@ impl Session {
         if count > CACHED_MAX {
             return None;
         }
-        let done = output.fill_from_cache(RREAD_HEADER, count, file.fd.as_fd(), offset).ok()?;
+        let done = match file.in_memory {
+            true => output.fill_from_file(RREAD_HEADER, count, file.fd.as_fd(), offset).ok()?,
+            false => output.fill_from_cache(RREAD_HEADER, count, file.fd.as_fd(), offset).ok()?,
+        };
         // A short reply means to the client that the file ends here.
         if done < count {
             let size = u64::try_from(rustix::fs::fstat(&file.fd).ok()?.st_size).ok()?;

@@ -41,7 +41,7 @@ impl Session {
             let node = current.keep();
             if number == new_number {
                 let replaced = self.fids.change(number, node, Use::Idle);
-                self.share.tree().release(*replaced.as_ref().unwrap_or(&node));
+                self.share.release(*replaced.as_ref().unwrap_or(&node));
                 replaced?;
             } else {
                 self.insert(new_number, Fid { node, uid: fid.uid, usage: Use::Idle }, request.epoch)?;
@@ -127,8 +127,11 @@ impl Session {
         if flags & !AT_REMOVEDIR != 0 {
             return fail(errno::EINVAL);
         }
-        let _alone = self.share.change_names();
-        self.share.remove_entry(fid.node, name, flags & AT_REMOVEDIR != 0)?;
+        let alone = self.share.change_names();
+        let gone = self.share.remove_entry(fid.node, name, flags & AT_REMOVEDIR != 0)?;
+        drop(alone);
+        // The host frees a large file now, when nobody waits for names any more.
+        drop(gone);
         Ok(0)
     }
 
@@ -136,13 +139,15 @@ impl Session {
     pub(super) fn remove(&self, mut request: Request<'_>) -> Outcome<usize> {
         let number = request.fields.u32()?;
         let fid = self.fids.remove(number)?;
-        let _alone = self.share.change_names();
+        // Let go of in the opposite order: names first.
         let _held = Held::new(&self.share, fid.node);
+        let _gone;
+        let _alone = self.share.change_names();
         crate::backend::ninep::lock::release_fid(self.id, number);
         self.share.check_writable()?;
         let (parent, name) = self.entry_of(fid.node)?;
         let is_directory = self.at(&fid, Place::stat)?.mode & mode::FORMAT == mode::DIRECTORY;
-        self.share.remove_entry(parent, name.as_bytes(), is_directory)?;
+        _gone = self.share.remove_entry(parent, name.as_bytes(), is_directory)?;
         Ok(0)
     }
 
@@ -151,9 +156,11 @@ impl Session {
         let (_, directory) = self.fid(&mut request)?;
         let name = request.fields.entry()?;
         self.share.check_writable()?;
-        let _alone = self.share.change_names();
+        let alone = self.share.change_names();
         let (parent, old_name) = self.entry_of(fid.node)?;
-        self.share.rename_entry((parent, old_name.as_bytes()), (directory.node, name))?;
+        let gone = self.share.rename_entry((parent, old_name.as_bytes()), (directory.node, name))?;
+        drop(alone);
+        drop(gone);
         Ok(0)
     }
 
@@ -163,8 +170,10 @@ impl Session {
         let (_, new_directory) = self.fid(&mut request)?;
         let new_name = request.fields.entry()?;
         self.share.check_writable()?;
-        let _alone = self.share.change_names();
-        self.share.rename_entry((old_directory.node, old_name), (new_directory.node, new_name))?;
+        let alone = self.share.change_names();
+        let gone = self.share.rename_entry((old_directory.node, old_name), (new_directory.node, new_name))?;
+        drop(alone);
+        drop(gone);
         Ok(0)
     }
 

@@ -1,7 +1,9 @@
 //! How requests get into each other's way, or rather do not.
 
+use std::time::{Duration, Instant};
+
 use super::*;
-use crate::virtio::block::pool::MAX_THREADS;
+use crate::virtio::block::pool::{Load, MAX_THREADS};
 use crate::virtio::device::F_RING_EVENT_IDX;
 use crate::virtio::testing::wait_until;
 
@@ -67,6 +69,55 @@ fn a_queue_is_in_flight_at_the_host_as_deep_as_there_are_threads() {
     wait_until(|| backend.waiting() == MAX_THREADS);
     backend.release();
     assert_eq!(rings[0].wait_used(MAX_THREADS).len(), MAX_THREADS);
+}
+
+/// Four times what counts as slow.
+const LONG: Duration = Duration::from_micros(200);
+
+fn wait() {
+    std::thread::sleep(LONG);
+}
+
+#[cfg(target_os = "linux")]
+fn compute() {
+    let start = Instant::now();
+    while start.elapsed() < LONG {
+        std::hint::spin_loop();
+    }
+}
+
+/// What a pool is told of so many requests.
+fn requests(load: &Load, count: usize, request: fn()) {
+    for _ in 0..count {
+        let (asked, start) = (load.begin(), Instant::now());
+        request();
+        load.finished(asked, start.elapsed());
+    }
+}
+
+#[test]
+fn requests_that_wait_are_slow() {
+    let load = Load::default();
+    requests(&load, 64, wait);
+    assert!(load.is_slow());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn requests_that_take_as_long_without_waiting_are_not_slow() {
+    let load = Load::default();
+    requests(&load, 64, compute);
+    assert!(!load.is_slow());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn requests_are_slow_only_as_long_as_they_wait() {
+    let load = Load::default();
+    requests(&load, 64, wait);
+    // Enough even if one of the former was a hundred milliseconds late.
+    requests(&load, 128, compute);
+    assert!(!load.is_slow());
 }
 
 #[test]
