@@ -120,8 +120,11 @@ pub const OPTIONS: [Spec; 19] = [
         &[
             "a network card, eth0 and so on: user (a NAT; hostfwd=tcp:[ADDR]:",
             "PORT-[ADDR]:PORT, guestfwd=..., restrict, net=...), vde:DIR (a VDE",
-            "switch), socket:stream,..., socket:dgram,... or tap:NAME. With",
-            "mac=ADDRESS, mtu=BYTES, dump=FILE.pcap, id=NAME",
+            "switch; port=N), socket:stream,path=PATH|addr=HOST:PORT[,server]",
+            "[,reconnect=SECONDS], socket:dgram,local=ADDR,remote=ADDR,",
+            "tap:NAME[,create] (Linux) or switch:NAME (cards that name the same",
+            "one reach each other inside this process). With mac=ADDRESS,",
+            "mtu=BYTES, dump=FILE.pcap, id=NAME",
         ],
     ),
     spec(Id::Console, "console", None, Some("TO"), &["a console, /dev/hvc0 and so on; TO as with --serial"]),

@@ -272,7 +272,11 @@ impl Net {
     /// # Errors
     /// See [`NetError`].
     pub fn open(config: &NetConfig, index: usize) -> Result<Self, NetError> {
-        let options = NetOptions { id: config.id(index), ..NetOptions::of_card(index, &config.common) };
+        let options = NetOptions {
+            id: config.id(index),
+            mtu: config.mtu(),
+            ..NetOptions::of_card(index, &config.common)
+        };
         let (backend, user) = match config.open() {
             Ok(opened) => opened,
             Err(source) => return Err(NetError::Backend { id: options.id, source }),

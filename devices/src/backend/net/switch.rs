@@ -46,7 +46,7 @@ static NAMED: Mutex<BTreeMap<String, Weak<Switch>>> = Mutex::new(BTreeMap::new()
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SwitchConfig {
-    /// The switch's name; all of a process that give the same name share a switch.
+    /// The switch's name; all of a process that give the same name share a switch, which is there as long as one of them is.
     pub name: String,
 }
 
@@ -123,7 +123,8 @@ struct Port {
 }
 
 impl Switch {
-    /// A switch without a name, that is reached only through the result.
+    /// A switch that no name leads to, only the result; `name` is for messages. Its ports go into cards of the program's own
+    /// ([`Net::new`](crate::virtio::net::Net::new)).
     pub fn new(name: impl Into<String>) -> Arc<Switch> {
         Arc::new(Switch { name: name.into(), inner: Mutex::default() })
     }

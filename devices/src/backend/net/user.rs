@@ -22,9 +22,10 @@ mod udp;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::config::MTU;
 pub use self::config::{ForwardError, GuestForward, GuestTarget, HostForward, Ipv4Net, Protocol, UserConfig};
 use self::dhcp::Dhcp;
 use self::fragments::Fragments;
@@ -49,6 +50,8 @@ const MAX_FRAME: usize = ETHERNET_HEADER + 4 + 65535;
 const ACCEPT_BATCH: usize = 64;
 /// When to try again after the host could not give us a client's socket.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+/// How long a port that is being given up may take until it can be had again. The network does it at once, if it still runs.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// Why a user-mode network cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,9 @@ pub enum UserNetError {
     /// A network that is too large or too small.
     #[error("net: a prefix of {0} bits is none of 8 to 29")]
     Prefix(u8),
+    /// An MTU that IPv6 or IPv4 cannot have.
+    #[error("mtu={0}: it can be {least} to {most}", least = MTU.start(), most = MTU.end())]
+    Mtu(u16),
     /// A TFTP folder that cannot be read.
     #[error("tftp={path}: it has to be a folder")]
     Tftp {
@@ -192,12 +198,16 @@ enum Command {
 struct Control {
     forwards: Vec<HostForward>,
     commands: Vec<Command>,
+    /// Removed, and perhaps not closed yet.
+    closing: Vec<(Protocol, SocketAddr)>,
 }
 
 /// Forwards ports of a network that runs, from any thread. Outlives the network, without effect then.
 #[derive(Debug, Clone)]
 pub struct UserNetHandle {
     control: Arc<Mutex<Control>>,
+    /// [`Control::closing`] has become shorter.
+    closed: Arc<Condvar>,
     event: Arc<Event>,
 }
 
@@ -207,6 +217,7 @@ impl UserNetHandle {
     /// # Errors
     /// The port is taken.
     pub fn add_hostfwd(&self, forward: &HostForward) -> Result<SocketAddr, UserNetError> {
+        self.wait_for_closing(forward);
         let (socket, forward) = listen(forward)?;
         let mut control = lock(&self.control);
         let guest = |f: &HostForward| (f.protocol, f.guest, f.guest_port);
@@ -231,9 +242,22 @@ impl UserNetHandle {
         let Some(at) = at else { return Err(UserNetError::NotForwarded { protocol, host }) };
         control.forwards.remove(at);
         control.commands.push(Command::Remove(protocol, host));
+        control.closing.push((protocol, host));
         drop(control);
         self.event.signal();
         Ok(())
+    }
+
+    /// A port that has just been removed can be had again as soon as the network has closed it.
+    fn wait_for_closing(&self, forward: &HostForward) {
+        let is_closing = |control: &mut Control| control.closing.contains(&(forward.protocol, forward.host));
+        let waited = self.closed.wait_timeout_while(lock(&self.control), CLOSING, is_closing);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn has_closed(&self, protocol: Protocol, host: SocketAddr) {
+        lock(&self.control).closing.retain(|closing| *closing != (protocol, host));
+        self.closed.notify_all();
     }
 
     /// What is forwarded.
@@ -281,6 +305,8 @@ impl UserNet {
     /// Addresses do not fit together, or a port is taken.
     pub fn open(config: &UserConfig) -> Result<UserNet, UserNetError> {
         let plan = Plan::new(config)?;
+        // A connection needs one descriptor.
+        crate::sys::raise_descriptor_limit();
         if let Some(path) = &config.tftp {
             let error = |source| UserNetError::Tftp { path: path.display().to_string(), source };
             std::fs::read_dir(path).map_err(error)?;
@@ -304,7 +330,7 @@ impl UserNet {
             .map_err(|error| UserNetError::Sockets(io::Error::other(error.to_string())))?;
         let link = Link::new(plan, watch, Instant::now());
         let tcp = Tcp::new(&link, u64::from_ne_bytes(seed));
-        let handle = UserNetHandle { control: Arc::default(), event };
+        let handle = UserNetHandle { control: Arc::default(), closed: Arc::default(), event };
         for forward in &config.hostfwd {
             handle.add_hostfwd(forward)?;
         }
@@ -312,11 +338,14 @@ impl UserNet {
             link,
             tcp,
             udp: Udp::new(),
-            icmp: Icmp::default(),
+            icmp: Icmp::new(),
             dhcp: Dhcp::new(config),
             tftp: Tftp::new(config.tftp.clone()),
             fragments: Fragments::default(),
-            resolvers: Resolvers::default(),
+            resolvers: match config.resolvers.is_empty() {
+                true => Resolvers::default(),
+                false => Resolvers::fixed(config.resolvers.clone()),
+            },
             listeners: Vec::new(),
             retry: None,
             handle,
@@ -349,9 +378,12 @@ impl UserNet {
                             .is_some_and(|l| l.forward.protocol == protocol && l.forward.host == host)
                     };
                     let slot = self.listeners.iter_mut().find(|slot| is_it(slot)).and_then(Option::take);
-                    if let Some(Listener { kind: ListenerKind::Udp(index), .. }) = slot {
-                        self.udp.close(index);
+                    if let Some(Listener { kind: ListenerKind::Udp(index), .. }) = &slot {
+                        self.udp.close(*index);
                     }
+                    // Whoever waits wants the port.
+                    drop(slot);
+                    self.handle.has_closed(protocol, host);
                 }
             }
         }
@@ -499,6 +531,19 @@ impl UserNet {
         }
     }
 
+    /// Aims the forwardings of datagrams that name no guest at the one that is known now. (Connections look for themselves.)
+    fn aim_forwards(&mut self) {
+        for listener in self.listeners.iter().flatten() {
+            if let Listener {
+                forward: HostForward { guest: None, guest_port, .. },
+                kind: ListenerKind::Udp(index),
+            } = listener
+            {
+                self.udp.aim(*index, SocketAddr::new(self.link.forward_guest(None), *guest_port));
+            }
+        }
+    }
+
     fn datagram(&mut self, ip: &Ip, source: Mac, packet: &[u8]) {
         let segment = ip.payload(packet);
         let (Some((from, to)), Some(len)) = (ports(segment), be16(segment, 4)) else { return };
@@ -507,7 +552,11 @@ impl UserNet {
             if v4.is_broadcast() || v4 == self.link.plan.net.broadcast());
         match to {
             dhcp::SERVER_PORT if ip.source.is_ipv4() && (local || everyone) => {
+                let known = self.link.first_guest;
                 self.dhcp.input(&mut self.link, ip, source, packet);
+                if self.link.first_guest != known {
+                    self.aim_forwards();
+                }
             }
             tftp::PORT if local && self.tftp.is_on() => {
                 let message = segment.get(UDP_HEADER..usize::from(len)).unwrap_or_default();
@@ -583,7 +632,7 @@ impl NetBackend for UserNet {
     }
 
     fn transmit(&mut self, frame: &TxFrame<'_, '_>) -> Transmit {
-        self.link.now = Instant::now();
+        self.link.now = self.link.now.max(Instant::now());
         let mut len = 0;
         for slice in frame.slices {
             let Some(room) = self.staging.get_mut(len..).filter(|room| room.len() >= slice.len()) else {
@@ -603,7 +652,7 @@ impl NetBackend for UserNet {
     }
 
     fn receive(&mut self, ring: &mut dyn RxRing) -> io::Result<()> {
-        self.link.now = Instant::now();
+        self.link.now = self.link.now.max(Instant::now());
         loop {
             while let Some(frame) = self.link.frames.front() {
                 if !deliver(ring, &frame.bytes, frame.info) {

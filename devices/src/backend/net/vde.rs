@@ -2,7 +2,8 @@
 //!
 //! A stream to the switch's control socket asks for a port and keeps it: when it closes, by whatever death, the port is free again.
 //! Frames are datagrams between a socket of ours, which must have a path that the switch can connect to, and one that
-//! it names in its answer. Not a switch, and no offloads: the frames of others go through it too, 1518 bytes at most.
+//! it names in its answer. A switch that goes away is looked for until it is back. Not a switch, and no offloads: the frames of others
+//! go through it too, 1518 bytes at most.
 
 mod plug;
 
@@ -10,14 +11,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use self::plug::{Plugged, Progress, Request};
 use super::datagram::Datagrams;
 use super::socket_file::SocketFile;
 use super::{FrameInfo, Interest, NetBackend, Offloads, RxRing, Transmit, TxFrame, frames};
@@ -31,6 +32,9 @@ const MAX_FRAME: usize = 1518;
 /// Frames that wait in our memory for a guest that takes none. On macOS a switch stands still for everybody while one socket is full,
 /// so the socket is always emptied; what a guest has not taken by then is lost, the oldest first.
 const BACKLOG: usize = 512;
+
+/// How often a switch that has gone away is looked for.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Which switch: the value of `--net vde:DIR[,port=N]`. Data only; [`Vde::open`] makes it real.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,19 +137,55 @@ pub enum VdeError {
     },
 }
 
-/// A port of a VDE switch.
+/// A card's cable to a VDE switch.
 pub struct Vde {
-    /// The switch, for messages.
-    dir: PathBuf,
-    /// Held open for as long as the port is ours. Nothing is said on it any more.
-    control: UnixStream,
-    data: Datagrams,
-    /// Removes our socket's file.
-    file: SocketFile,
+    config: VdeConfig,
+    cable: Cable,
     backlog: VecDeque<Vec<u8>>,
     /// The guest was offered what has come since the last [`NetBackend::service`].
     offered: bool,
-    gone: bool,
+}
+
+/// Where the cable ends.
+enum Cable {
+    /// In a port.
+    In(Port),
+    /// The switch has been asked for a port.
+    Asked(Request),
+    /// Nowhere; the switch is looked for again then.
+    Out(Instant),
+}
+
+/// A port that is ours.
+struct Port {
+    control: std::os::unix::net::UnixStream,
+    data: Datagrams,
+    file: SocketFile,
+}
+
+impl Port {
+    fn new(plugged: Plugged) -> Self {
+        let Plugged { control, data, file } = plugged;
+        Port { control, data: Datagrams::new(data.into(), MAX_FRAME), file }
+    }
+
+    /// Whether the switch has hung up.
+    fn is_gone(&self) -> bool {
+        // Nobody says anything here; if somebody does, it is thrown away.
+        let mut buffer = [0u8; 256];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.control, &mut buffer)) {
+            Ok(0) => true,
+            Ok(_) | Err(Errno::AGAIN) => false,
+            Err(_) => true,
+        }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        // What libvdeplug says goodbye with; the port is freed by the control stream.
+        let _ = rustix::net::send(self.data.socket(), &[], crate::sys::SEND_NO_SIGNAL);
+    }
 }
 
 impl Vde {
@@ -154,44 +194,64 @@ impl Vde {
     /// # Errors
     /// See [`VdeError`]. It answers within seconds, also if the switch does not.
     pub fn open(config: &VdeConfig) -> Result<Vde, VdeError> {
-        let plug::Plugged { dir, control, data, file } = plug::plug(config)?;
+        let port = Port::new(plug::plug(config)?);
+        // Absolute, because the process may change its directory.
+        let sock = std::path::absolute(&config.sock).unwrap_or_else(|_| config.sock.clone());
         Ok(Vde {
-            dir,
-            control,
-            data: Datagrams::new(data.into(), MAX_FRAME),
-            file,
+            config: VdeConfig { sock, port: config.port },
+            cable: Cable::In(port),
             backlog: VecDeque::new(),
             offered: true,
-            gone: false,
         })
     }
 
-    /// The path of our own socket.
-    pub fn socket(&self) -> &Path {
-        self.file.path()
-    }
-
-    /// Whether the switch has hung up.
-    fn check(&mut self) {
-        // Nobody says anything here; if somebody does, it is thrown away.
-        let mut buffer = [0u8; 256];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.control, &mut buffer)) {
-            Ok(0) => self.gone = true,
-            Ok(_) | Err(Errno::AGAIN) => {}
-            Err(_) => self.gone = true,
+    /// The path of our own socket, while there is one.
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.cable {
+            Cable::In(port) => Some(port.file.path()),
+            Cable::Asked(_) | Cable::Out(_) => None,
         }
     }
 
+    /// The switch is gone, and our socket with it.
+    fn lose(&mut self, now: Instant) {
+        self.cable = Cable::Out(now + RETRY);
+        self.backlog.clear();
+    }
+
     fn lost(&self) -> io::Error {
-        let dir = self.dir.display();
-        io::Error::new(ErrorKind::ConnectionReset, format!("the VDE switch at {dir} is gone"))
+        let dir = self.config.sock.display();
+        io::Error::new(
+            ErrorKind::ConnectionReset,
+            format!("the VDE switch at {dir} is gone; it is looked for until it is back"),
+        )
+    }
+
+    /// Plugs in again, as far as that goes without waiting.
+    fn replug(&mut self, now: Instant) {
+        let progress = match std::mem::replace(&mut self.cable, Cable::Out(now + RETRY)) {
+            Cable::Asked(request) => request.proceed(now),
+            Cable::Out(due) if due <= now => {
+                Request::start(&self.config, plug::connect_at_once).and_then(|request| request.proceed(now))
+            }
+            cable => {
+                self.cable = cable;
+                return;
+            }
+        };
+        match progress {
+            Ok(Progress::Plugged(plugged)) => self.cable = Cable::In(Port::new(plugged)),
+            Ok(Progress::Waiting(request)) => self.cable = Cable::Asked(request),
+            Err(error) => log::debug!("network: {error}"),
+        }
     }
 
     /// Empties the socket for a guest that takes nothing.
     fn drain(&mut self) -> Result<(), Errno> {
+        let Cable::In(port) = &mut self.cable else { return Ok(()) };
         let mut buffer = Vec::new();
         for _ in 0..BACKLOG {
-            if !self.data.take(&mut buffer)? {
+            if !port.data.take(&mut buffer)? {
                 break;
             }
             if self.backlog.len() >= BACKLOG {
@@ -214,6 +274,13 @@ impl Vde {
         }
         true
     }
+
+    /// Passes on what the socket has failed with, which ends its use.
+    fn failed(&mut self, error: Errno) -> io::Error {
+        self.lose(Instant::now());
+        let lost = self.lost();
+        io::Error::new(lost.kind(), format!("{lost} ({error})"))
+    }
 }
 
 impl NetBackend for Vde {
@@ -222,67 +289,72 @@ impl NetBackend for Vde {
     }
 
     fn descriptors(&self, write: bool) -> Vec<(BorrowedFd<'_>, Interest)> {
-        if self.gone {
-            return Vec::new();
+        match &self.cable {
+            Cable::In(port) => {
+                // While only time says when there is room, being writable says nothing.
+                let write = write && port.data.retry().is_none();
+                let interest = if write { Interest::Both } else { Interest::Read };
+                vec![(port.data.socket(), interest), (port.control.as_fd(), Interest::Read)]
+            }
+            Cable::Asked(request) => vec![(request.control(), Interest::Read)],
+            Cable::Out(_) => Vec::new(),
         }
-        // While only time says when there is room, being writable says nothing.
-        let interest = if write && self.data.retry().is_none() { Interest::Both } else { Interest::Read };
-        vec![(self.data.socket(), interest), (self.control.as_fd(), Interest::Read)]
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.data.retry().filter(|_| !self.gone)
+        match &self.cable {
+            Cable::In(port) => port.data.retry(),
+            Cable::Asked(request) => Some(request.deadline()),
+            Cable::Out(due) => Some(*due),
+        }
     }
 
-    fn service(&mut self, _now: Instant) -> io::Result<()> {
-        self.data.service();
-        if !self.gone {
-            self.check();
-        }
-        if self.gone {
+    fn service(&mut self, now: Instant) -> io::Result<()> {
+        self.replug(now);
+        let Cable::In(port) = &mut self.cable else { return Err(self.lost()) };
+        port.data.service();
+        let blocked = port.data.blocked();
+        if port.is_gone() {
+            self.lose(now);
             return Err(self.lost());
         }
-        if !std::mem::take(&mut self.offered) || self.data.blocked() || !self.backlog.is_empty() {
-            self.drain().map_err(io::Error::from)?;
+        if !std::mem::take(&mut self.offered) || blocked || !self.backlog.is_empty() {
+            self.drain().map_err(|error| self.failed(error))?;
         }
         Ok(())
     }
 
     fn transmit(&mut self, frame: &TxFrame<'_, '_>) -> Transmit {
-        if self.gone {
-            return Transmit::Done;
-        }
-        self.data.transmit(frame).unwrap_or_else(|error| {
+        let Cable::In(port) = &mut self.cable else { return Transmit::Done };
+        port.data.transmit(frame).unwrap_or_else(|error| {
             // Its control stream closes too, which wakes us.
-            log::debug!("network: the VDE switch at {:?} takes no frame: {error}", self.dir);
+            log::debug!("network: the VDE switch at {:?} takes no frame: {error}", self.config.sock);
             Transmit::Done
         })
     }
 
     fn receive(&mut self, ring: &mut dyn RxRing) -> io::Result<()> {
         self.offered = true;
-        if !self.put_backlog(ring) || self.gone {
+        if !self.put_backlog(ring) {
             return Ok(());
         }
-        self.data.receive(ring).map_err(io::Error::from)
+        let Cable::In(port) = &mut self.cable else { return Ok(()) };
+        port.data.receive(ring).map_err(|error| self.failed(error))
     }
 
     fn link(&self) -> bool {
-        !self.gone
-    }
-}
-
-impl Drop for Vde {
-    fn drop(&mut self) {
-        // What libvdeplug says goodbye with; the port is freed by the control stream.
-        let _ = rustix::net::send(self.data.socket(), &[], crate::sys::SEND_NO_SIGNAL);
+        matches!(self.cable, Cable::In(_))
     }
 }
 
 impl fmt::Debug for Vde {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let backlog = self.backlog.len();
-        f.debug_struct("Vde").field("dir", &self.dir).field("backlog", &backlog).finish_non_exhaustive()
+        f.debug_struct("Vde")
+            .field("config", &self.config)
+            .field("link", &self.link())
+            .field("backlog", &backlog)
+            .finish_non_exhaustive()
     }
 }
 

@@ -53,6 +53,15 @@ enum Next {
     Again,
 }
 
+/// What has ended a sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Woken {
+    /// The guest has rung, or somebody else wants something of the card.
+    rung: bool,
+    /// The backend has something ready: a descriptor, or its deadline.
+    ready: bool,
+}
+
 impl Card {
     pub(super) fn new(shared: Arc<Shared>, backend: Box<dyn NetBackend>, dump: Option<Pcap>) -> Self {
         let link = shared.link();
@@ -74,8 +83,8 @@ impl Card {
     pub(super) fn run(mut self) {
         let mut next = Next::Again;
         loop {
-            let ready = match self.wait(next) {
-                Ok(ready) => ready,
+            let woken = match self.wait(next) {
+                Ok(woken) => woken,
                 Err(error) => {
                     log::error!("{}: cannot wait for its descriptors: {error}", self.shared.name);
                     self.shared.backend_link.store(false, Ordering::SeqCst);
@@ -85,12 +94,12 @@ impl Card {
             if self.shared.stop.load(Ordering::SeqCst) {
                 break;
             }
-            next = self.serve(ready);
+            next = self.serve(woken);
         }
     }
 
-    /// Sleeps. Says whether the backend has something ready: a descriptor, or its deadline.
-    fn wait(&mut self, next: Next) -> Result<bool, Errno> {
+    /// Sleeps.
+    fn wait(&mut self, next: Next) -> Result<Woken, Errno> {
         let shared = self.shared.clone();
         let futile = self.futile >= FUTILE;
         let deadline = self.backend.deadline();
@@ -109,7 +118,7 @@ impl Card {
         let start = Instant::now();
         let count = match poll(&mut fds, timeout.as_ref()) {
             Ok(count) => count,
-            Err(Errno::INTR) => return Ok(false),
+            Err(Errno::INTR) => return Ok(Woken { rung: false, ready: false }),
             Err(error) => return Err(error),
         };
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
@@ -125,12 +134,12 @@ impl Card {
         if rung || !ready || !futile && now.saturating_duration_since(start) > A_WAIT {
             self.futile = 0;
         }
-        Ok(ready)
+        Ok(Woken { rung, ready })
     }
 
-    /// One turn of everything. `ready` says that the backend has something to do.
-    fn serve(&mut self, ready: bool) -> Next {
-        if ready {
+    /// One turn of everything.
+    fn serve(&mut self, woken: Woken) -> Next {
+        if woken.ready {
             self.futile = self.futile.saturating_add(1);
             self.service();
         }
@@ -145,13 +154,17 @@ impl Card {
             self.refuse();
             return Next::Sleep;
         };
-        if std::mem::take(&mut guest.fresh) {
+        let fresh = std::mem::take(&mut guest.fresh);
+        if fresh {
             self.outbound.clear();
             self.overflow.clear();
             self.backend.set_guest_offloads(header::guest_offloads(guest.offloads));
         }
         self.tell_link(guest);
-        self.control(guest);
+        // A command comes with a doorbell, and seldom: most turns are about frames alone.
+        if woken.rung || fresh {
+            self.control(guest);
+        }
         let sent = self.transmit(guest);
         let received = self.receive(guest);
         self.tell_link(guest);

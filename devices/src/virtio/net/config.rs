@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::mac::Mac;
 use crate::backend::net::NetBackend;
 use crate::backend::net::socket::{SocketConfig, SocketError};
+use crate::backend::net::switch::{SwitchConfig, SwitchError};
 use crate::backend::net::tap::{Tap, TapConfig, TapError};
 use crate::backend::net::user::{UserConfig, UserNet, UserNetError, UserNetHandle};
 use crate::backend::net::vde::{Vde, VdeConfig, VdeError};
@@ -52,11 +53,13 @@ pub enum NetBackendConfig {
     Socket(SocketConfig),
     /// `tap:NAME`: a tap interface of the host.
     Tap(TapConfig),
+    /// `switch:NAME`: a switch inside this process, for programs with several machines.
+    Switch(SwitchConfig),
 }
 
 impl NetBackendConfig {
     /// The forms of its text, for help and messages.
-    pub const FORMS: &str = "user, vde:DIR, socket:stream,..., socket:dgram,... and tap:NAME";
+    pub const FORMS: &str = "user, vde:DIR, socket:stream,..., socket:dgram,..., tap:NAME and switch:NAME";
 }
 
 /// What is wrong with a card's text.
@@ -90,7 +93,7 @@ impl FromStr for NetBackendConfig {
         if first == "user" {
             return Ok(NetBackendConfig::User(text.parse()?));
         }
-        let kinds = [("vde", "DIR"), ("socket", "stream,path=PATH"), ("tap", "NAME")];
+        let kinds = [("vde", "DIR"), ("socket", "stream,path=PATH"), ("tap", "NAME"), ("switch", "NAME")];
         let (kind, rest) = match text.split_once(':') {
             Some(parts) if first.contains(':') => parts,
             _ => match kinds.iter().find(|(kind, _)| *kind == first) {
@@ -102,6 +105,7 @@ impl FromStr for NetBackendConfig {
             "vde" => Ok(NetBackendConfig::Vde(rest.parse()?)),
             "socket" => Ok(NetBackendConfig::Socket(rest.parse()?)),
             "tap" => Ok(NetBackendConfig::Tap(rest.parse()?)),
+            "switch" => Ok(NetBackendConfig::Switch(rest.parse()?)),
             _ => Err(NetParseError::Unknown(first.to_owned())),
         }
     }
@@ -122,12 +126,24 @@ pub enum NetBackendError {
     /// A tap interface.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A switch inside this process.
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
 }
 
 impl NetConfig {
     /// What monitors and log lines call the card if it is number `index` of its machine (0 is the first).
     pub fn id(&self, index: usize) -> String {
         self.common.id.clone().unwrap_or_else(|| format!("net{index}"))
+    }
+
+    /// The MTU that the card announces: its own option, or that of a network which says another than the usual one.
+    pub(super) fn mtu(&self) -> Option<u16> {
+        let usual = UserConfig::default().mtu;
+        match &self.backend {
+            NetBackendConfig::User(user) => self.common.mtu.or((user.mtu != usual).then_some(user.mtu)),
+            _ => self.common.mtu,
+        }
     }
 
     /// Opens what is behind the card.
@@ -145,6 +161,7 @@ impl NetConfig {
             NetBackendConfig::Vde(vde) => (Box::new(Vde::open(vde)?), None),
             NetBackendConfig::Socket(socket) => (socket.open()?, None),
             NetBackendConfig::Tap(tap) => (Box::new(Tap::open(tap)?), None),
+            NetBackendConfig::Switch(switch) => (Box::new(switch.open()?), None),
         })
     }
 }
@@ -262,6 +279,18 @@ mod tests {
         assert_eq!(backend("vde:/run/vde.ctl"), NetBackendConfig::Vde(VdeConfig::new("/run/vde.ctl")));
         assert_eq!(backend("tap:tap0,mtu=9000"), NetBackendConfig::Tap(TapConfig::new("tap0")));
         assert!(matches!(backend("socket:stream,path=/tmp/x"), NetBackendConfig::Socket(_)));
+        let lan = SwitchConfig { name: "lan".to_owned() };
+        assert_eq!(backend("switch:lan,id=x"), NetBackendConfig::Switch(lan));
+    }
+
+    #[test]
+    fn an_mtu_of_the_network_is_the_cards_too() {
+        let mtu = |config: UserConfig| {
+            NetConfig { common: CommonOptions::default(), backend: NetBackendConfig::User(config) }.mtu()
+        };
+        assert_eq!(mtu(UserConfig::default()), None);
+        assert_eq!(mtu(UserConfig { mtu: 9000, ..UserConfig::default() }), Some(9000));
+        assert_eq!("user,mtu=9000".parse::<NetConfig>().unwrap().mtu(), Some(9000));
     }
 
     #[test]
@@ -274,15 +303,21 @@ mod tests {
 
     #[test]
     fn a_network_without_its_place_is_refused_with_an_example() {
-        let error = "vde,mac=52:54:00:00:00:01".parse::<NetConfig>().unwrap_err().to_string();
-        assert_eq!(error, "vde needs to know where: vde:DIR");
+        let error = |text: &str| text.parse::<NetConfig>().unwrap_err().to_string();
+        assert_eq!(error("vde,mac=52:54:00:00:00:01"), "vde needs to know where: vde:DIR");
+        assert_eq!(error("switch"), "switch needs to know where: switch:NAME");
+        assert!(error("switch:").contains("the switch's name"), "{}", error("switch:"));
     }
 
     #[test]
     fn a_card_survives_json() {
-        for text in
-            ["user,mac=52:54:00:00:00:01,mtu=1400,restrict", "vde:/a,port=3,id=lan", "tap:tap0,dump=x"]
-        {
+        for text in [
+            "user,mac=52:54:00:00:00:01,mtu=1400,restrict",
+            "vde:/a,port=3,id=lan",
+            "tap:tap0,dump=x",
+            "socket:stream,path=/a,reconnect=2",
+            "switch:lan,mac=52:54:00:00:00:01",
+        ] {
             let config: NetConfig = text.parse().unwrap();
             let json = serde_json::to_string(&config).unwrap();
             assert_eq!(serde_json::from_str::<NetConfig>(&json).unwrap(), config, "{json}");

@@ -15,6 +15,9 @@ use crate::virtio::queue::Virtqueue;
 
 /// Most frames in a row before the card looks after other things.
 const BATCH: usize = 256;
+/// Frames after which the driver hears of those that are done with, although there are more: its buffers shall not all wait for the
+/// last frame.
+const SIGNAL_BATCH: usize = 64;
 
 /// Frames that are not what they are said to be, of all cards.
 static MALFORMED: LogLimit = LogLimit::new();
@@ -135,7 +138,7 @@ impl Transmission<'_> {
             if left == 0 {
                 break Drained::More;
             }
-            queue.signal(memory);
+            // Frames that come meanwhile share the interrupt.
             if !queue.enable_notification(memory) {
                 break Drained::Empty;
             }
@@ -157,6 +160,9 @@ impl Transmission<'_> {
         let offloads = self.backend.offloads();
         while *left > 0 && queue.pop(memory, chain) {
             *left -= 1;
+            if left.is_multiple_of(SIGNAL_BATCH) {
+                queue.signal(memory);
+            }
             slices.clear();
             header::skip(chain.readable(), HEADER, slices);
             match self.send(chain, slices, offloads) {

@@ -24,6 +24,7 @@ use super::super::socket_file::{SocketFile, check_length};
 use super::super::{ETHERNET_HEADER, FrameInfo, Interest, NetBackend, Offloads, RxRing, Transmit, TxFrame};
 use super::{SocketAddress, SocketError, adopt};
 use crate::sys::{SEND_NO_SIGNAL, wire};
+use crate::util::LogLimit;
 
 /// Bytes of the length before each frame, big-endian (QEMU, net/stream.c).
 const LENGTH: usize = 4;
@@ -55,6 +56,8 @@ pub struct Stream {
     role: Role,
     peer: Peer,
     retry: Option<Instant>,
+    /// Peers that come and go.
+    limit: LogLimit,
 }
 
 /// Where peers come from.
@@ -149,7 +152,7 @@ impl Stream {
     }
 
     fn new(name: String, role: Role, peer: Peer) -> Stream {
-        Stream { name, role, peer, retry: None }
+        Stream { name, role, peer, retry: None, limit: LogLimit::new() }
     }
 
     /// The port of a TCP server, for one that has asked for port 0.
@@ -216,12 +219,19 @@ impl Stream {
     fn lose(&mut self, why: &Lost) {
         self.peer = Peer::None;
         match &mut self.role {
-            Role::Server(_) => log::info!("network {}: {why}; waiting for another", self.name),
+            Role::Server(_) => self.warn(format_args!("{why}; the guest's link is down until another comes")),
             Role::Client { every, due, .. } => {
-                log::info!("network {}: {why}; trying again", self.name);
-                *due = Some(Instant::now() + *every);
+                let every = *every;
+                *due = Some(Instant::now() + every);
+                self.warn(format_args!("{why}; the guest's link is down, trying again every {every:?}"));
             }
             Role::Once { end } => *end = Some(format!("network {}: {why}", self.name)),
+        }
+    }
+
+    fn warn(&self, what: fmt::Arguments<'_>) {
+        if let Some(suppressed) = self.limit.allow() {
+            log::warn!("network {}: {what}{suppressed}", self.name);
         }
     }
 

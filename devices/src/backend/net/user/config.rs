@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::options::{OptionError, OptionList};
 
 /// Keys that may be there several times.
-const LISTS: [&str; 2] = ["hostfwd", "guestfwd"];
+const LISTS: [&str; 3] = ["hostfwd", "guestfwd", "resolver"];
 /// The smallest MTU that IPv6 works with (RFC 8200, 5), and the largest that fits an IPv4 packet and leaves room for headers.
-const MTU: std::ops::RangeInclusive<u16> = 1280..=65520;
+pub(super) const MTU: std::ops::RangeInclusive<u16> = 1280..=65520;
+/// Where name servers listen if nothing else is said (RFC 1035, 4.2).
+const DNS_PORT: u16 = 53;
 
 /// A user-mode network. `Default` is what QEMU has: 10.0.2.0/24 with a router at .2, a name server at .3, guests from .15 on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,8 @@ pub struct UserConfig {
     pub host: Option<Ipv4Addr>,
     /// The name server; the network's third address if not given.
     pub dns: Option<Ipv4Addr>,
+    /// Name servers that the guest's questions are passed on to, instead of the host's.
+    pub resolvers: Vec<SocketAddr>,
     /// First of the addresses that DHCP gives away; the network's fifteenth if not given.
     pub dhcpstart: Option<Ipv4Addr>,
     /// The name that DHCP gives the guest.
@@ -53,6 +57,7 @@ impl Default for UserConfig {
             net: Ipv4Net { address: Ipv4Addr::new(10, 0, 2, 0), prefix: 24 },
             host: None,
             dns: None,
+            resolvers: Vec::new(),
             dhcpstart: None,
             hostname: None,
             domainname: None,
@@ -83,6 +88,7 @@ impl FromStr for UserConfig {
             net: options.value("net", "10.0.2.0/24")?.unwrap_or(default.net),
             host: address(&mut options, "host", "10.0.2.2")?,
             dns: address(&mut options, "dns", "10.0.2.3")?,
+            resolvers: resolvers(&mut options)?,
             dhcpstart: address(&mut options, "dhcpstart", "10.0.2.15")?,
             hostname: options.text("hostname", "guest")?,
             domainname: options.text("domainname", "example.org")?,
@@ -113,6 +119,23 @@ fn address(
         Ok(address) => Ok(Some(address)),
         Err(_) => Err(invalid(key, &text, format!("it has to be an IPv4 address, such as {example}"))),
     }
+}
+
+fn resolvers(options: &mut OptionList) -> Result<Vec<SocketAddr>, OptionError> {
+    let parse = |text: String| {
+        let server = match text.parse() {
+            Ok(address) => Some(SocketAddr::new(address, DNS_PORT)),
+            Err(_) => text.parse().ok().filter(|server: &SocketAddr| server.port() != 0),
+        };
+        server.ok_or_else(|| {
+            invalid(
+                "resolver",
+                &text,
+                "it has to be an address, with or without a port, such as 127.0.0.53:53",
+            )
+        })
+    };
+    options.list("resolver", "127.0.0.53")?.into_iter().map(parse).collect()
 }
 
 fn mtu(options: &mut OptionList) -> Result<u16, OptionError> {
@@ -417,7 +440,21 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_the_known_ones() {
-        assert!(error("smb=/tmp").contains("it can be one of net, host, dns, dhcpstart"));
+        assert!(error("smb=/tmp").contains("it can be one of net, host, dns, resolver, dhcpstart"));
+    }
+
+    #[test]
+    fn a_resolver_may_have_a_port_and_there_may_be_several() {
+        let config = parse("resolver=192.0.2.1,resolver=[::1]:5353,resolver=::1");
+        let expected = ["192.0.2.1:53", "[::1]:5353", "[::1]:53"].map(|text| text.parse().unwrap());
+        assert_eq!(config.resolvers, expected);
+    }
+
+    #[test]
+    fn a_resolver_by_name_is_refused_with_an_example() {
+        let text =
+            "resolver=localhost: it has to be an address, with or without a port, such as 127.0.0.53:53";
+        assert_eq!(error("resolver=localhost"), text);
     }
 
     #[test]

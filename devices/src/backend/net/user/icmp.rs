@@ -22,6 +22,8 @@ const ECHO_REQUEST6: u8 = 128;
 const ECHO_REPLY6: u8 = 129;
 /// Type, code, checksum, identifier, sequence number.
 const ECHO_HEADER: usize = 8;
+/// The longest message, with the IP header that some hosts leave before it.
+const MAX_MESSAGE: usize = 65535;
 /// Programs that ping at a time; beyond it the one silent for longest gives way.
 const MAX_FLOWS: usize = 32;
 /// How long a silent one is kept.
@@ -36,14 +38,19 @@ struct Flow {
 }
 
 /// The guest's pings to the outside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Icmp {
     flows: HashMap<usize, Flow>,
     next: usize,
     ready: Vec<usize>,
+    buffer: Vec<u8>,
 }
 
 impl Icmp {
+    pub(super) fn new() -> Self {
+        Icmp { flows: HashMap::new(), next: 0, ready: Vec::new(), buffer: vec![0; MAX_MESSAGE] }
+    }
+
     /// Takes an ICMP message from the guest, whose checksum is right.
     pub(super) fn input(&mut self, link: &mut Link, ip: &Ip, packet: &[u8]) {
         let message = ip.payload(packet);
@@ -110,7 +117,6 @@ impl Icmp {
 
     /// Fetches answers.
     pub(super) fn pump(&mut self, link: &mut Link) {
-        let mut buffer = [0; 4096];
         while let Some(index) = self.ready.last() {
             if link.frames.is_busy() {
                 return;
@@ -119,13 +125,13 @@ impl Icmp {
                 self.ready.pop();
                 continue;
             };
-            let received = recvfrom(&flow.socket, &mut buffer[..], RecvFlags::empty());
+            let received = recvfrom(&flow.socket, &mut self.buffer[..], RecvFlags::empty());
             let Ok((len, _, Some(from))) = received else {
                 self.ready.pop();
                 continue;
             };
             let Ok(from) = SocketAddr::try_from(from) else { continue };
-            let message = buffer.get(..len).unwrap_or_default();
+            let message = self.buffer.get(..len).unwrap_or_default();
             if let Some(answer) = answer(flow, message) {
                 flow.last = link.now;
                 let (from, guest) = (from.ip(), flow.guest);

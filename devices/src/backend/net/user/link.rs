@@ -1,7 +1,6 @@
 //! What all parts of a user-mode network share: its addresses, who is on the link, and the way of a packet to the guest; ARP,
 //! neighbour discovery and router advertisements.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -43,7 +42,8 @@ pub(super) struct Link {
     pub(super) log: LogLimit,
     /// The address that DHCP gave away first, for forwardings that name no guest.
     pub(super) first_guest: Option<Ipv4Addr>,
-    neighbours: HashMap<IpAddr, Mac>,
+    /// Few, so that looking through them takes less time than a hash.
+    neighbours: Vec<(IpAddr, Mac)>,
     /// Who spoke last.
     last: Option<Mac>,
     next_advertisement: Instant,
@@ -60,7 +60,7 @@ impl Link {
             now,
             log: LogLimit::new(),
             first_guest: None,
-            neighbours: HashMap::new(),
+            neighbours: Vec::new(),
             last: None,
             next_advertisement: now,
             next_id: 1,
@@ -74,27 +74,32 @@ impl Link {
             return false;
         }
         self.last = Some(mac);
+        if self.neighbours.contains(&(address, mac)) {
+            return false;
+        }
         let on_link = match address {
             IpAddr::V4(v4) => self.plan.assignable(v4),
             IpAddr::V6(v6) => !v6.is_unspecified() && !v6.is_multicast() && !v6.is_loopback(),
         };
-        if !on_link || self.plan.is_ours(address) || self.neighbours.get(&address) == Some(&mac) {
+        if !on_link || self.plan.is_ours(address) {
             return false;
         }
+        self.neighbours.retain(|(known, _)| *known != address);
         if self.neighbours.len() >= MAX_NEIGHBOURS {
-            self.neighbours.clear();
+            self.neighbours.remove(0);
         }
-        self.neighbours.insert(address, mac);
+        self.neighbours.push((address, mac));
         true
     }
 
     /// Who has `address`, known for sure.
     pub(super) fn knows(&self, address: IpAddr) -> bool {
-        self.neighbours.contains_key(&address)
+        self.neighbours.iter().any(|(known, _)| *known == address)
     }
 
     fn mac_of(&self, address: IpAddr) -> Mac {
-        self.neighbours.get(&address).copied().or(self.last).unwrap_or(BROADCAST)
+        let known = self.neighbours.iter().find(|(known, _)| *known == address);
+        known.map(|(_, mac)| *mac).or(self.last).unwrap_or(BROADCAST)
     }
 
     /// The guest that a forwarding means.
@@ -285,7 +290,8 @@ impl Link {
     /// A router advertisement (RFC 4861, 4.2) with the prefix to make addresses of, the MTU and the name server (RFC 8106, 5.1).
     fn advertise_router(&mut self) {
         const FOREVER: [u8; 4] = [0xff; 4];
-        let lifetime = ROUTER_LIFETIME.to_be_bytes();
+        // A router that leads nowhere is none to go by (RFC 4861, 4.2), as with DHCP.
+        let lifetime = if self.plan.restrict { 0 } else { ROUTER_LIFETIME }.to_be_bytes();
         let mut message =
             vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, 0, lifetime[0], lifetime[1], 0, 0, 0, 0, 0, 0, 0, 0];
         self.push_link_layer_option(&mut message, 1);
@@ -297,9 +303,11 @@ impl Link {
         message.extend_from_slice(&PREFIX6.octets());
         message.extend_from_slice(&[5, 1, 0, 0]);
         message.extend_from_slice(&u32::from(self.plan.mtu).to_be_bytes());
-        message.extend_from_slice(&[25, 3, 0, 0]);
-        message.extend_from_slice(&u32::from(ROUTER_LIFETIME).to_be_bytes());
-        message.extend_from_slice(&DNS6.octets());
+        if !self.plan.restrict {
+            message.extend_from_slice(&[25, 3, 0, 0]);
+            message.extend_from_slice(&u32::from(ROUTER_LIFETIME).to_be_bytes());
+            message.extend_from_slice(&DNS6.octets());
+        }
         self.send_icmp6(LINK_LOCAL, ALL_NODES, message);
         self.next_advertisement = self.now + ADVERTISEMENT_INTERVAL;
     }

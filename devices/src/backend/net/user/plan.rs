@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::UserNetError;
-use super::config::{GuestTarget, Ipv4Net, UserConfig};
+use super::config::{GuestTarget, Ipv4Net, MTU, UserConfig};
 
 /// fec0::/64, as slirp has it (site-local, RFC 3513, 2.5.6; deprecated, and for that reason nobody else's).
 pub(super) const PREFIX6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0);
@@ -49,6 +49,9 @@ impl Plan {
         if !(8..=29).contains(&net.prefix) {
             return Err(UserNetError::Prefix(net.prefix));
         }
+        if !MTU.contains(&config.mtu) {
+            return Err(UserNetError::Mtu(config.mtu));
+        }
         let start = if net.prefix <= 27 { 15 } else { 4 };
         let plan = Plan {
             net,
@@ -57,7 +60,7 @@ impl Plan {
             dhcp_start: config.dhcpstart.unwrap_or(net.nth(start)),
             ipv6: config.ipv6,
             restrict: config.restrict,
-            mtu: config.mtu.max(576),
+            mtu: config.mtu,
             forwards: config
                 .guestfwd
                 .iter()
@@ -138,11 +141,16 @@ impl Plan {
         Some(SocketAddr::new(ip, destination.port()))
     }
 
-    /// How the guest sees `peer` of the host: those that it could not answer are the router.
+    /// How the guest sees `peer` of the host: those that it could not answer are the router. Where nothing leaves the guest has no
+    /// way out, so there all are.
     pub(super) fn guest_view(&self, peer: SocketAddr, v6: bool) -> SocketAddr {
         let router = if v6 { IpAddr::V6(ROUTER6) } else { IpAddr::V4(self.router) };
         let ip = peer.ip().to_canonical();
-        let ip = if ip.is_ipv6() == v6 && self.place(ip) == Place::Outside { ip } else { router };
+        let ip = if ip.is_ipv6() == v6 && !self.restrict && self.place(ip) == Place::Outside {
+            ip
+        } else {
+            router
+        };
         SocketAddr::new(ip, peer.port())
     }
 }
@@ -183,6 +191,20 @@ mod tests {
     fn a_peer_on_loopback_looks_like_the_router_to_the_guest() {
         let view = plan("").unwrap().guest_view("127.0.0.1:5000".parse().unwrap(), false);
         assert_eq!(view, "10.0.2.2:5000".parse().unwrap());
+    }
+
+    #[test]
+    fn a_peer_looks_like_the_router_to_a_guest_without_a_way_out() {
+        let peer = "192.0.2.9:5000".parse().unwrap();
+        assert_eq!(plan("").unwrap().guest_view(peer, false), peer);
+        let view = plan("restrict=on").unwrap().guest_view(peer, false);
+        assert_eq!(view, "10.0.2.2:5000".parse().unwrap());
+    }
+
+    #[test]
+    fn an_mtu_out_of_range_is_refused_with_the_range() {
+        let config = UserConfig { mtu: 576, ..UserConfig::default() };
+        assert_eq!(Plan::new(&config).unwrap_err().to_string(), "mtu=576: it can be 1280 to 65520");
     }
 
     #[test]

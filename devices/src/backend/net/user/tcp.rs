@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use smoltcp::iface::SocketSet;
-use smoltcp::socket::tcp::State;
+use smoltcp::socket::tcp::{Socket, State};
 
 use self::flow::{Flow, Key, Stage};
 use self::host::Begun;
 use self::stack::{Flags, Stack, lift_segment_size};
+use super::config::GuestTarget;
 use super::link::{Link, Unreachable, ports};
-use super::packet::{Frame, Ip};
+use super::packet::{Frame, Ip, ip_packet};
 use super::plan::Place;
 use super::udp::Resolvers;
 use super::{Source, deliver, watch_key};
@@ -32,12 +33,18 @@ use crate::sys::net::Ready;
 
 /// Most connections; beyond it the guest's SYNs are not answered until others have ended.
 const MAX_FLOWS: usize = 4096;
-/// Most connections that one side has begun and the other not confirmed.
+/// Most connections that one side has begun and the other not confirmed; beyond it the oldest of them go.
 const MAX_EMBRYONIC: usize = 1024;
+/// How many go at a time.
+const EVICTED: usize = 32;
+/// Most commands that run for guestfwd. One may go on when its connection is long gone.
+const MAX_CHILDREN: usize = 128;
 /// Buffers per direction: bytes, and how many connections can have them at a time. The first come get large ones; the worst case
 /// of 1,000 connections whose buffers are all full is 44 MiB, of 4,096 it is 92 MiB.
 const CLASSES: [(usize, usize); 4] =
-    [(512 * 1024, 8), (128 * 1024, 48), (32 * 1024, 192), (8 * 1024, usize::MAX)];
+    [(256 * 1024, 8), (128 * 1024, 48), (32 * 1024, 192), (8 * 1024, usize::MAX)];
+/// How many sockets of each class are kept for the next connections: new buffers cost more than all else that a short one needs.
+const SPARE: [usize; CLASSES.len()] = [8, 32, 64, 128];
 /// How long a guest may take to confirm a connection, or to be found on the link.
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// How often a guest is looked for.
@@ -54,10 +61,13 @@ pub(super) struct Tcp {
     flows: Vec<Option<Box<Flow>>>,
     free: Vec<usize>,
     by_key: HashMap<Key, usize>,
+    /// Whom the last packet concerned: the next one does, too, most times.
+    last: Option<(Key, usize)>,
     ready: VecDeque<usize>,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     embryonic: usize,
     classes: [usize; CLASSES.len()],
+    spare: [Vec<Socket<'static>>; CLASSES.len()],
     /// A set without sockets, which answers everything with a reset.
     nobody: SocketSet<'static>,
     children: Vec<Child>,
@@ -70,10 +80,12 @@ impl Tcp {
             flows: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
+            last: None,
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             embryonic: 0,
             classes: [0; CLASSES.len()],
+            spare: Default::default(),
             nobody: SocketSet::new(Vec::new()),
             children: Vec::new(),
         }
@@ -92,18 +104,21 @@ impl Tcp {
             guest: SocketAddr::new(ip.source, source),
             peer: SocketAddr::new(ip.destination, destination),
         };
-        if source == 0 || destination == 0 {
+        if source == 0 || destination == 0 || !may_connect(link, ip.source) {
             return;
         }
-        let known = self.by_key.get(&key).copied();
+        let known = self.find(&key);
         let size =
             if flags.syn && takes_large(link, key.guest.ip()) { lift_segment_size(segment) } else { None };
         let packet = packet.get(..ip.len).unwrap_or_default();
         match known {
             Some(index) => self.continue_flow(link, index, flags, size, packet),
             None if flags.syn && !flags.ack && !flags.rst => {
-                self.begin(link, resolvers, key, ip, packet);
-                if let (Some(index), Some(_)) = (self.by_key.get(&key).copied(), size)
+                match without_data(ip, packet) {
+                    Some((ip, syn)) => self.begin(link, resolvers, key, &ip, &syn),
+                    None => self.begin(link, resolvers, key, ip, packet),
+                }
+                if let (Some(index), Some(_)) = (self.find(&key), size)
                     && let Some(flow) = self.flow(index)
                 {
                     flow.segment = size;
@@ -112,6 +127,17 @@ impl Tcp {
             None if flags.rst => {}
             None => self.refuse(link, packet),
         }
+    }
+
+    fn find(&mut self, key: &Key) -> Option<usize> {
+        if let Some((last, index)) = &self.last
+            && last == key
+        {
+            return Some(*index);
+        }
+        let index = self.by_key.get(key).copied()?;
+        self.last = Some((*key, index));
+        Some(index)
     }
 
     fn continue_flow(
@@ -127,6 +153,7 @@ impl Tcp {
             Stage::Connecting(_) if flags.rst => self.remove(index),
             Stage::Connecting(_) | Stage::Resolving => {}
             Stage::Open(_) => {
+                flow.heard(link.now);
                 if flags.ack && size.is_some() {
                     flow.segment = size;
                 }
@@ -151,16 +178,15 @@ impl Tcp {
 
     /// The guest opens a connection.
     fn begin(&mut self, link: &mut Link, resolvers: &mut Resolvers, key: Key, ip: &Ip, syn: &[u8]) {
-        if self.len() >= MAX_FLOWS || self.embryonic >= MAX_EMBRYONIC {
-            if let Some(more) = link.log.allow() {
-                log::warn!("net user: too many connections of the guest's; one is not answered{more}");
-            }
+        if !self.make_room(link) {
             return;
         }
         let forward = link.plan.forwards.iter().find(|(server, _)| *server == key.peer);
-        let begun = match (forward, link.plan.place(key.peer.ip())) {
+        let crowded = self.children.len() >= MAX_CHILDREN;
+        let mut reach = || match (forward, link.plan.place(key.peer.ip())) {
+            (Some((_, GuestTarget::Cmd(_))), _) if crowded => Err(Errno::AGAIN),
             (Some((_, target)), _) => host::reach(target),
-            (None, _) if link.plan.restrict => return self.refuse(link, syn),
+            (None, _) if link.plan.restrict => Err(Errno::CONNREFUSED),
             (None, Place::Dns) if key.peer.port() == 53 => match resolvers.current(link.now) {
                 Some(server) => host::connect(server),
                 None => Err(Errno::CONNREFUSED),
@@ -172,6 +198,13 @@ impl Tcp {
                 None => Err(Errno::HOSTUNREACH),
             },
         };
+        let mut begun = reach();
+        // The descriptors of connections that nobody has confirmed are better spent on this one.
+        if let Err(Errno::MFILE | Errno::NFILE) = begun
+            && self.evict()
+        {
+            begun = reach();
+        }
         match begun {
             Ok(Begun { socket, connected, child }) => {
                 self.children.extend(child);
@@ -183,6 +216,37 @@ impl Tcp {
             }
             Err(error) => self.fail(link, error, ip, syn),
         }
+    }
+
+    /// Whether there can be one more connection; half-open ones make room for it.
+    fn make_room(&mut self, link: &mut Link) -> bool {
+        if self.embryonic < MAX_EMBRYONIC && self.len() < MAX_FLOWS {
+            return true;
+        }
+        let room = self.evict();
+        if let Some(more) = link.log.allow() {
+            let what = if room { "half-open ones are dropped" } else { "one is not answered" };
+            log::warn!("net user: too many connections: {what}{more}");
+        }
+        room
+    }
+
+    /// Drops the oldest of the connections that one side has begun and the other not confirmed. `false`: there are none.
+    fn evict(&mut self) -> bool {
+        let flows = self.flows.iter().enumerate().filter_map(|(index, flow)| Some((index, flow.as_ref()?)));
+        let mut embryos: Vec<(Instant, usize)> =
+            flows.filter(|(_, flow)| flow.embryonic).map(|(index, flow)| (flow.begun, index)).collect();
+        if embryos.len() > EVICTED {
+            embryos.select_nth_unstable(EVICTED);
+            embryos.truncate(EVICTED);
+        }
+        for (_, index) in &embryos {
+            if let Some(flow) = self.flow(*index) {
+                host::reset_on_close(&flow.host);
+            }
+            self.remove(*index);
+        }
+        !embryos.is_empty()
     }
 
     /// Tells the guest what became of the connection that `syn` was to open.
@@ -203,11 +267,13 @@ impl Tcp {
         }
     }
 
-    fn insert(&mut self, link: &Link, flow: Flow) -> Option<usize> {
+    fn insert(&mut self, link: &mut Link, flow: Flow) -> Option<usize> {
         let index = self.free.pop().unwrap_or(self.flows.len());
         if let Err(error) = link.watch.add(&flow.host, watch_key(Source::Tcp, index)) {
             self.free.push(index);
-            log::warn!("net user: cannot watch a connection: {error}");
+            if let Some(more) = link.log.allow() {
+                log::warn!("net user: cannot watch a connection: {error}{more}");
+            }
             return None;
         }
         let key = flow.key;
@@ -224,26 +290,26 @@ impl Tcp {
         Some(index)
     }
 
-    /// Buffers for one more connection: as large as there still are.
-    fn take_class(&mut self) -> (usize, usize) {
-        for (class, ((size, most), used)) in CLASSES.iter().zip(&mut self.classes).enumerate() {
-            if *used < *most {
-                *used += 1;
-                return (class, *size);
-            }
+    /// A socket for one more connection, with buffers as large as there still are, and their class.
+    fn take_socket(&mut self) -> (usize, Socket<'static>) {
+        let free = |((_, most), used): (&(usize, usize), &usize)| used < most;
+        let class = CLASSES.iter().zip(&self.classes).position(free).unwrap_or(CLASSES.len() - 1);
+        if let Some(used) = self.classes.get_mut(class) {
+            *used += 1;
         }
-        (CLASSES.len() - 1, CLASSES[CLASSES.len() - 1].0)
+        let spare = self.spare.get_mut(class).and_then(Vec::pop);
+        (class, spare.unwrap_or_else(|| flow::socket(CLASSES.get(class).map_or(0, |(size, _)| *size))))
     }
 
     /// The host's side is there: now the guest gets its answer.
     fn establish(&mut self, link: &mut Link, index: usize) {
-        let (class, size) = self.take_class();
+        let (class, socket) = self.take_socket();
         let Some(flow) = self.flows.get_mut(index).and_then(Option::as_mut) else { return };
         flow.class = Some(class);
         let Stage::Connecting(syn) = std::mem::replace(&mut flow.stage, Stage::Resolving) else { return };
         let peer = flow.key.peer;
         flow.since = link.now;
-        if flow.open(size).listen(peer).is_err() {
+        if flow.open(socket).listen(peer).is_err() {
             return self.remove(index);
         }
         let answered = self.stack.input(link.now, &mut flow.set, &syn);
@@ -257,7 +323,7 @@ impl Tcp {
     /// The host has a client for one of the guest's ports.
     pub(super) fn accepted(&mut self, link: &mut Link, socket: OwnedFd, peer: SocketAddr, guest: SocketAddr) {
         host::prepare(&socket);
-        if self.len() >= MAX_FLOWS || self.embryonic >= MAX_EMBRYONIC {
+        if !self.make_room(link) {
             return host::reset_on_close(&socket);
         }
         let mut peer = link.plan.guest_view(peer, guest.is_ipv6());
@@ -285,12 +351,12 @@ impl Tcp {
 
     /// Begins a connection to the guest, who is on the link.
     fn knock(&mut self, link: &Link, index: usize) {
-        let (class, size) = self.take_class();
+        let (class, socket) = self.take_socket();
         let Some(flow) = self.flows.get_mut(index).and_then(Option::as_mut) else { return };
         flow.class = Some(class);
         flow.since = link.now;
         let (guest, peer) = (flow.key.guest, flow.key.peer);
-        let socket = flow.open(size);
+        let socket = flow.open(socket);
         if socket.connect(self.stack.context(), guest, peer).is_err() {
             host::reset_on_close(&flow.host);
             return self.remove(index);
@@ -300,6 +366,9 @@ impl Tcp {
 
     /// Somebody on the link is known now.
     pub(super) fn learned(&mut self, link: &Link, address: IpAddr) {
+        if self.embryonic == 0 {
+            return;
+        }
         let waits = |flow: &Flow| matches!(flow.stage, Stage::Resolving) && flow.key.guest.ip() == address;
         let waiting: Vec<usize> = self
             .by_key
@@ -386,6 +455,9 @@ impl Tcp {
             // What the host had said meanwhile can go now.
             self.enqueue(index);
         } else if more {
+            self.enqueue(index);
+        } else if flow.is_deserted(link.now) {
+            flow.abort();
             self.enqueue(index);
         } else if let Stage::Open(_) = flow.stage
             && let Some(at) = self.stack.poll_at(link.now, &flow.set)
@@ -474,16 +546,47 @@ impl Tcp {
     }
 
     fn remove(&mut self, index: usize) {
-        let Some(flow) = self.flows.get_mut(index).and_then(Option::take) else { return };
+        let Some(mut flow) = self.flows.get_mut(index).and_then(Option::take) else { return };
         self.by_key.remove(&flow.key);
+        self.last = self.last.filter(|(_, last)| *last != index);
         if flow.embryonic {
             self.embryonic = self.embryonic.saturating_sub(1);
         }
         if let Some(used) = flow.class.and_then(|class| self.classes.get_mut(class)) {
             *used = used.saturating_sub(1);
         }
+        if let (Some(class), Some(socket)) = (flow.class, flow.take_socket())
+            && let (Some(spare), Some(most)) = (self.spare.get_mut(class), SPARE.get(class))
+            && spare.len() < *most
+        {
+            spare.push(socket);
+        }
         self.free.push(index);
     }
+}
+
+/// Whether somebody with `address` can have connections: one host, and not one that we play.
+fn may_connect(link: &Link, address: IpAddr) -> bool {
+    let one = match address {
+        IpAddr::V4(v4) => {
+            v4.octets()[0] != 0 && !v4.is_multicast() && !v4.is_broadcast() && v4 != link.plan.net.broadcast()
+        }
+        IpAddr::V6(v6) => !v6.is_unspecified() && !v6.is_multicast() && v6.to_ipv4().is_none(),
+    };
+    one && !address.is_loopback() && !link.plan.is_ours(address)
+}
+
+/// A SYN without the data that came with it: the guest sends them again (RFC 9293, 3.10.7.2 lets us choose), and what waits for the
+/// host's answer is small. `None` if there were none.
+fn without_data(ip: &Ip, syn: &[u8]) -> Option<(Ip, Vec<u8>)> {
+    let segment = ip.payload(syn);
+    let headers = segment.get(..stack::header_len(segment)?)?;
+    if headers.len() == segment.len() {
+        return None;
+    }
+    let packet = ip_packet(ip.source, ip.destination, ip.protocol, headers, None)?;
+    let ip = if ip.source.is_ipv4() { Ip::parse4(&packet) } else { Ip::parse6(&packet) };
+    Some((ip?, packet))
 }
 
 /// Whether the guest that has `address` takes packets still to be cut.

@@ -4,6 +4,7 @@
 mod forward;
 mod hostile;
 mod lan;
+mod segments;
 mod tcp;
 mod udp;
 

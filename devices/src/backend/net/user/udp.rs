@@ -19,6 +19,8 @@ pub(super) const DNS_PORT: u16 = 53;
 const DNS_HEADER: usize = 12;
 /// Most sockets for datagrams; beyond it the one unused for longest goes.
 const MAX_FLOWS: usize = 512;
+/// Clients of one forwarded port that are remembered; beyond it the one silent for longest is forgotten.
+const MAX_CLIENTS: usize = 256;
 /// How long a port without traffic is kept (RFC 4787, REQ-5: two minutes at least).
 const IDLE: Duration = Duration::from_secs(150);
 /// The same for questions to the name server.
@@ -36,13 +38,12 @@ pub(super) struct Resolvers {
     servers: Vec<SocketAddr>,
     current: usize,
     read: Option<Instant>,
-    /// Instead of the host's, for tests.
+    /// Instead of the host's.
     fixed: bool,
 }
 
 impl Resolvers {
     /// These and no others.
-    #[cfg(test)]
     pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
         Resolvers { servers, fixed: true, ..Resolvers::default() }
     }
@@ -113,6 +114,8 @@ struct Flow {
     asked: SocketAddr,
     last: Instant,
     queued: bool,
+    /// Of a forwarding: by what the guest knows them, who they are and when they spoke last.
+    clients: HashMap<SocketAddr, (SocketAddr, Instant)>,
 }
 
 /// All sockets for datagrams.
@@ -145,6 +148,12 @@ impl Udp {
         self.flows.iter().flatten().count()
     }
 
+    /// How many clients of forwarded ports are remembered.
+    #[cfg(test)]
+    pub(super) fn clients(&self) -> usize {
+        self.flows.iter().flatten().map(|flow| flow.clients.len()).sum()
+    }
+
     /// Takes a datagram from the guest that is neither DHCP's nor TFTP's, and whose checksum is right.
     pub(super) fn input(&mut self, link: &mut Link, resolvers: &mut Resolvers, ip: &Ip, packet: &[u8]) {
         let segment = ip.payload(packet);
@@ -161,12 +170,20 @@ impl Udp {
         if !sendable || source == 0 || destination == 0 {
             return;
         }
-        // An answer to a client of a forwarded port is what the forwarding is for.
-        let forwarded = self.by_guest.get(&(guest, false)).and_then(|index| self.flows.get(*index));
-        let forwarded = forwarded.and_then(Option::as_ref).is_some_and(|flow| flow.kind == Kind::Forward);
+        // An answer to a client of a forwarded port is what the forwarding is for, and goes even under restrict.
+        let flow = self.by_guest.get(&(guest, false)).and_then(|index| self.flows.get(*index));
+        let client = flow.and_then(Option::as_ref).and_then(|flow| {
+            let (client, _) = flow.clients.get(&peer)?;
+            Some(send(&flow.socket, payload, Some(*client)).err())
+        });
         match link.plan.place(peer.ip()) {
             _ if ip.destination.is_multicast() || is_broadcast(link, ip.destination) => {}
-            _ if link.plan.restrict && !forwarded => link.unreachable(ip, packet, Unreachable::Prohibited),
+            _ if let Some(error) = client => {
+                if let Some(why) = error.and_then(Unreachable::of) {
+                    link.unreachable(ip, packet, why);
+                }
+            }
+            _ if link.plan.restrict => link.unreachable(ip, packet, Unreachable::Prohibited),
             Place::Dns if destination == DNS_PORT => self.ask(link, resolvers, guest, peer, payload),
             Place::Dns => link.unreachable(ip, packet, Unreachable::Port),
             Place::Nowhere => link.unreachable(ip, packet, Unreachable::Host),
@@ -275,6 +292,28 @@ impl Udp {
             }
         }
         self.insert(link, Flow::new(guest, socket, Kind::Forward, link.now))
+    }
+
+    /// The forwarding leads to another guest from now on.
+    pub(super) fn aim(&mut self, index: usize, guest: SocketAddr) {
+        let Some(flow) = self.flows.get_mut(index).and_then(Option::as_mut) else { return };
+        let old = std::mem::replace(&mut flow.guest, guest);
+        if old == guest {
+            return;
+        }
+        if self.by_guest.get(&(old, false)) == Some(&index) {
+            self.by_guest.remove(&(old, false));
+        }
+        // Whatever socket the guest's port had until now.
+        if let Some(other) = self.by_guest.insert((guest, false), index) {
+            let plain = |flow: &Flow| flow.kind == Kind::Plain;
+            if self.flows.get(other).and_then(Option::as_ref).is_some_and(plain)
+                && let Some(slot) = self.flows.get_mut(other)
+            {
+                *slot = None;
+                self.free.push(other);
+            }
+        }
     }
 
     /// The forwarding ends.
@@ -395,7 +434,7 @@ impl Udp {
 
 impl Flow {
     fn new(guest: SocketAddr, socket: UdpSocket, kind: Kind, now: Instant) -> Self {
-        Flow { guest, socket, kind, asked: guest, last: now, queued: false }
+        Flow { guest, socket, kind, asked: guest, last: now, queued: false, clients: HashMap::new() }
     }
 
     fn is_dns(&self) -> bool {
@@ -423,8 +462,15 @@ impl Flow {
         if self.kind == Kind::Forward && !link.knows(self.guest.ip()) {
             link.solicit(self.guest.ip());
         }
-        let from = link.plan.guest_view(from, self.guest.is_ipv6());
-        link.send_udp(from, self.guest, payload);
+        let view = link.plan.guest_view(from, self.guest.is_ipv6());
+        if self.kind == Kind::Forward {
+            if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&view) {
+                let oldest = self.clients.iter().min_by_key(|(_, (_, last))| *last).map(|(view, _)| *view);
+                oldest.and_then(|view| self.clients.remove(&view));
+            }
+            self.clients.insert(view, (from, link.now));
+        }
+        link.send_udp(view, self.guest, payload);
     }
 }
 

@@ -3,14 +3,18 @@
 use std::env;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix};
 
 use super::super::socket_file::{BindError, SocketFile, check_length};
 use super::{VdeConfig, VdeError};
-use crate::sys::wire::UNIX_LAYOUT;
+use crate::sys::wire::{self, UNIX_LAYOUT};
 
 /// `SWITCH_MAGIC` (vde2, libvdeplug.c).
 const MAGIC: u32 = 0xfeed_face;
@@ -33,51 +37,147 @@ const FALLBACKS: [&str; 3] = ["/var/run", "/var/tmp", "/tmp"];
 const MOST_SOCKETS: u32 = 1000;
 
 /// A port.
+#[derive(Debug)]
 pub(super) struct Plugged {
-    pub dir: PathBuf,
+    /// Held open for as long as the port is ours. Nothing is said on it any more. Non-blocking.
     pub control: UnixStream,
     /// Connected to the switch, non-blocking.
     pub data: UnixDatagram,
+    /// Removes our socket's file.
     pub file: SocketFile,
 }
 
-/// Gets a port.
-pub(super) fn plug(config: &VdeConfig) -> Result<Plugged, VdeError> {
-    // The switch has another working directory.
-    let dir = fs::canonicalize(&config.sock)
-        .map_err(|source| VdeError::NoDirectory { dir: config.sock.clone(), source })?;
-    let control = connect(&dir)?;
-    let (data, file) = own_socket(&dir)?;
-    let answer = ask(&control, config.port, file.path()).map_err(|error| match error.kind() {
-        // vde_switch says nothing at all when it has no port left.
-        ErrorKind::UnexpectedEof
-        | ErrorKind::ConnectionReset
-        | ErrorKind::BrokenPipe
-        | ErrorKind::WouldBlock
-        | ErrorKind::TimedOut => {
-            VdeError::Refused { dir: dir.clone(), port: config.port, socket: file.path().to_owned() }
-        }
-        _ => VdeError::Answer { dir: dir.clone(), reason: error.to_string() },
-    })?;
-    let ready = || {
-        data.connect(&answer)?;
-        data.set_nonblocking(true)?;
-        control.set_nonblocking(true)
-    };
-    ready().map_err(|error| VdeError::Answer {
-        dir: dir.clone(),
-        reason: format!("its socket {answer:?} cannot be used: {error}"),
-    })?;
-    Ok(Plugged { dir, control, data, file })
+/// A port that was asked for and not yet given.
+#[derive(Debug)]
+pub(super) struct Request {
+    dir: PathBuf,
+    port: Option<u16>,
+    control: UnixStream,
+    data: UnixDatagram,
+    file: SocketFile,
+    /// As much of the answer as has come.
+    answer: Vec<u8>,
+    deadline: Instant,
 }
 
-fn connect(dir: &Path) -> Result<UnixStream, VdeError> {
-    let path = dir.join("ctl");
-    match check_length(&path) {
-        Ok(()) => {
-            UnixStream::connect(&path).map_err(|source| VdeError::NoSwitch { dir: dir.to_owned(), source })
+/// What became of a [`Request`].
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// Nothing yet.
+    Waiting(Request),
+    Plugged(Plugged),
+}
+
+/// Gets a port. Blocks until the switch answers.
+pub(super) fn plug(config: &VdeConfig) -> Result<Plugged, VdeError> {
+    let mut request = Request::start(config, |path| UnixStream::connect(path))?;
+    loop {
+        request = match request.proceed(Instant::now())? {
+            Progress::Plugged(plugged) => return Ok(plugged),
+            Progress::Waiting(request) => request,
+        };
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::from_borrowed_fd(request.control(), PollFlags::IN)];
+        // A signal ends the wait, too, and the next look at the answer says so.
+        let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
+    }
+}
+
+/// Connects to a switch, but waits for none that is too busy to answer.
+pub(super) fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    let socket = wire::stream_socket(AddressFamily::UNIX)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+impl Request {
+    /// Asks for a port; `connect` makes the connection.
+    pub(super) fn start(
+        config: &VdeConfig,
+        connect: impl FnOnce(&Path) -> io::Result<UnixStream>,
+    ) -> Result<Request, VdeError> {
+        // The switch has another working directory.
+        let dir = fs::canonicalize(&config.sock)
+            .map_err(|source| VdeError::NoDirectory { dir: config.sock.clone(), source })?;
+        let path = dir.join("ctl");
+        if let Err(source) = check_length(&path) {
+            return Err(VdeError::Path { path, source });
         }
-        Err(source) => Err(VdeError::Path { path, source }),
+        let control =
+            connect(&path).map_err(|source| VdeError::NoSwitch { dir: config.sock.clone(), source })?;
+        let (data, file) = own_socket(&dir)?;
+        let deadline = Instant::now() + PATIENCE;
+        let request = Request { dir, port: config.port, control, data, file, answer: Vec::new(), deadline };
+        request.send().map_err(|error| request.refused(&error))?;
+        Ok(request)
+    }
+
+    fn send(&self) -> io::Result<()> {
+        let request = encode(self.port, self.file.path(), &description())
+            .ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "our socket's path is too long"))?;
+        self.control.set_nonblocking(true)?;
+        // A socket that nothing was sent on has room for so little.
+        (&self.control).write_all(&request)
+    }
+
+    /// What becomes ready when the switch answers.
+    pub(super) fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// When the switch has had time enough.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Takes as much of the answer as there is. Does not block.
+    pub(super) fn proceed(mut self, now: Instant) -> Result<Progress, VdeError> {
+        match self.read() {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && now < self.deadline => {
+                return Ok(Progress::Waiting(self));
+            }
+            Err(error) => return Err(self.refused(&error)),
+        }
+        let wrong = |reason: String| VdeError::Answer { dir: self.dir.clone(), reason };
+        let peer = UNIX_LAYOUT
+            .decode(&self.answer)
+            .ok_or_else(|| wrong("its answer is not a socket's address".to_owned()))?;
+        let ready = || {
+            self.data.connect(&peer)?;
+            self.data.set_nonblocking(true)
+        };
+        ready().map_err(|error| wrong(format!("its socket {peer:?} cannot be used: {error}")))?;
+        let Request { control, data, file, .. } = self;
+        Ok(Progress::Plugged(Plugged { control, data, file }))
+    }
+
+    /// Reads until the answer is whole.
+    fn read(&mut self) -> io::Result<()> {
+        let mut buffer = [0; UNIX_LAYOUT.size()];
+        while let Some(room) = buffer.get_mut(self.answer.len()..).filter(|room| !room.is_empty()) {
+            match (&self.control).read(room) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.answer.extend_from_slice(&room[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&self, error: &io::Error) -> VdeError {
+        let dir = self.dir.clone();
+        match error.kind() {
+            // vde_switch says nothing at all when it has no port left.
+            ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionReset
+            | ErrorKind::BrokenPipe
+            | ErrorKind::WouldBlock => {
+                VdeError::Refused { dir, port: self.port, socket: self.file.path().to_owned() }
+            }
+            _ => VdeError::Answer { dir, reason: error.to_string() },
+        }
     }
 }
 
@@ -107,22 +207,8 @@ fn places(dir: &Path, pid: u32) -> impl Iterator<Item = PathBuf> {
     inside.chain(outside)
 }
 
-/// Asks for a port and returns the switch's data socket.
-fn ask(mut control: &UnixStream, port: Option<u16>, own: &Path) -> io::Result<PathBuf> {
-    control.set_read_timeout(Some(PATIENCE))?;
-    control.set_write_timeout(Some(PATIENCE))?;
-    let request = request(port, own, &description())
-        .ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "our socket's path is too long"))?;
-    control.write_all(&request)?;
-    let mut answer = vec![0; UNIX_LAYOUT.size()];
-    control.read_exact(&mut answer)?;
-    UNIX_LAYOUT
-        .decode(&answer)
-        .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "its answer is not a socket's address"))
-}
-
 /// `struct request_v3`: all in the host's byte order.
-fn request(port: Option<u16>, own: &Path, description: &str) -> Option<Vec<u8>> {
+fn encode(port: Option<u16>, own: &Path, description: &str) -> Option<Vec<u8>> {
     let kind = NEW_CONTROL | u32::from(port.unwrap_or(0)) << PORT_SHIFT;
     let mut bytes = Vec::new();
     for word in [MAGIC, VERSION, kind] {
@@ -148,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_request_is_three_words_an_address_and_a_description() {
-        let bytes = request(Some(5), Path::new("/a"), "me").unwrap();
+        let bytes = encode(Some(5), Path::new("/a"), "me").unwrap();
         let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
         assert_eq!((word(0), word(4), word(8)), (0xfeed_face, 3, 0x500));
         assert_eq!(bytes.len(), 12 + UNIX_LAYOUT.size() + 2);
@@ -158,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_long_description_is_cut() {
-        let bytes = request(None, Path::new("/a"), &"d".repeat(500)).unwrap();
+        let bytes = encode(None, Path::new("/a"), &"d".repeat(500)).unwrap();
         assert_eq!(bytes.len(), 12 + UNIX_LAYOUT.size() + 127);
     }
 

@@ -13,15 +13,18 @@ use crate::sys::wire::UNIX_LAYOUT;
 
 /// A running `vde_switch`, which ends with its console.
 struct Switch {
-    dir: TempDir,
+    dir: std::rc::Rc<TempDir>,
     process: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Switch {
     fn start(arguments: &[&str]) -> Switch {
+        Self::start_in(tempfile::tempdir().unwrap().into(), arguments)
+    }
+
+    fn start_in(dir: std::rc::Rc<TempDir>, arguments: &[&str]) -> Switch {
         let program = need("vde_switch", "vde2");
-        let dir = tempfile::tempdir().unwrap();
         let mut process = Command::new("timeout")
             .arg("120")
             .arg(program)
@@ -67,7 +70,7 @@ impl Switch {
         for _ in 0..10 {
             match Vde::open(&self.config()) {
                 Ok(vde) => return vde,
-                Err(VdeError::Refused { .. }) => thread::sleep(std::time::Duration::from_millis(10)),
+                Err(VdeError::Refused { .. }) => thread::sleep(Duration::from_millis(10)),
                 Err(error) => panic!("{error}"),
             }
         }
@@ -130,7 +133,7 @@ fn a_dropped_card_frees_its_port_and_its_path() {
     let switch = Switch::start(&["--hub", "--numports", "3"]);
     let (_a, b) = (switch.plug(), switch.plug());
     assert!(matches!(Vde::open(&switch.config()), Err(VdeError::Refused { .. })), "only two ports");
-    let path = b.socket().to_owned();
+    let path = b.socket().unwrap().to_owned();
     drop(b);
     assert!(!path.exists());
     switch.plug_when_free();
@@ -179,8 +182,57 @@ fn a_switch_that_goes_away_is_an_error_that_names_it() {
     let error = failure(&mut card).to_string();
     assert!(error.contains(dir.to_str().unwrap()), "{error}");
     assert!(!card.link() && card.descriptors(true).is_empty());
+    assert_eq!(card.socket(), None, "its file would keep the directory from being removed");
     // The guest goes on sending.
     transmit(&mut card, &frame(1, 60));
+}
+
+/// Drives `card` until it has its link, or `attempts` times; says whether it has.
+fn comes_back(card: &mut Vde, attempts: usize) -> bool {
+    for _ in 0..attempts {
+        // As if the time to look again had come.
+        let now = card.deadline().unwrap_or_else(Instant::now);
+        if card.service(now).is_ok() {
+            return card.link();
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+#[test]
+fn a_switch_that_comes_back_is_plugged_into_again() {
+    let switch = Switch::start(&["--hub"]);
+    let dir = switch.dir.clone();
+    let mut card = switch.plug();
+    drop(switch);
+    failure(&mut card);
+    assert!(!comes_back(&mut card, 3), "nobody is there");
+    let again = Switch::start_in(dir, &["--hub"]);
+    assert!(comes_back(&mut card, 1000), "the switch is there and its port is not taken");
+    let mut other = again.plug();
+    transmit(&mut other, &frame(2, 60));
+    assert_eq!(collect(&mut card, 1), [frame(2, 60)]);
+    transmit(&mut card, &frame(1, 100));
+    assert_eq!(collect(&mut other, 1), [frame(1, 100)]);
+}
+
+#[test]
+fn a_switch_that_comes_back_and_keeps_silent_does_not_block_the_card() {
+    let (mut card, peer, dir) = with_peer();
+    drop(peer);
+    std::fs::remove_file(dir.path().join("ctl")).unwrap();
+    // The impostor hangs up when it hears something.
+    let Cable::In(port) = &card.cable else { panic!("it is plugged in") };
+    rustix::net::shutdown(&port.control, rustix::net::Shutdown::Write).unwrap();
+    failure(&mut card);
+    let _silent = UnixListener::bind(dir.path().join("ctl")).unwrap();
+    assert!(card.service(card.deadline().unwrap()).is_err(), "it has not answered");
+    assert!(matches!(card.cable, Cable::Asked(_)));
+    assert_eq!(card.descriptors(false).len(), 1, "its answer would wake the card");
+    // Its time is over: the card asks again later.
+    assert!(card.service(card.deadline().unwrap()).is_err());
+    assert!(matches!(card.cable, Cable::Out(_)));
 }
 
 #[test]
@@ -271,7 +323,7 @@ fn with_peer() -> (Vde, UnixDatagram, TempDir) {
     });
     let card = Vde::open(&VdeConfig::new(dir.path())).unwrap();
     let peer = peer.unwrap();
-    peer.connect(card.socket()).unwrap();
+    peer.connect(card.socket().unwrap()).unwrap();
     peer.set_nonblocking(true).unwrap();
     (card, peer, dir)
 }

@@ -13,7 +13,7 @@ use super::host;
 use crate::sys::SEND_NO_SIGNAL;
 
 /// How long a guest that says nothing keeps what was sent to it waiting: what Linux gives a peer (tcp(7), tcp_retries2).
-const GIVE_UP: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(924);
+const GIVE_UP: Duration = Duration::from_secs(924);
 
 /// Both ends of a connection as the guest sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,10 +46,15 @@ pub(super) struct Flow {
     pub(super) class: Option<usize>,
     /// Counted among those that the guest has not acknowledged.
     pub(super) embryonic: bool,
+    /// When the guest got its answer, or its SYN.
     pub(super) since: Instant,
+    pub(super) begun: Instant,
     pub(super) queued: bool,
     /// The earliest timer that is set for it.
     pub(super) armed: Option<Instant>,
+    /// The guest owes an acknowledgement, and has said nothing since then. smoltcp's own time limit would also end connections on
+    /// which nobody has anything to say.
+    silent: Option<Instant>,
     readable: bool,
     writable: bool,
     /// The host's peer sends no more, or its socket has failed: reading tells.
@@ -69,9 +74,12 @@ impl Flow {
             class: None,
             embryonic: false,
             since: now,
+            begun: now,
             queued: false,
             armed: None,
-            readable: true,
+            silent: None,
+            // Whoever watches it hears when there is something.
+            readable: false,
             writable: true,
             ended: false,
             host_eof: false,
@@ -79,17 +87,19 @@ impl Flow {
         }
     }
 
-    /// Gives it a socket of smoltcp's with buffers of `size` bytes.
-    pub(super) fn open(&mut self, size: usize) -> &mut Socket<'static> {
-        // Zeroed memory of the allocator's: pages that are never reached cost nothing.
-        let buffer = || SocketBuffer::new(vec![0u8; size]);
-        let mut socket = Socket::new(buffer(), buffer());
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        socket.set_timeout(Some(GIVE_UP));
+    /// Gives it a socket of smoltcp's.
+    pub(super) fn open(&mut self, socket: Socket<'static>) -> &mut Socket<'static> {
         let handle = self.set.add(socket);
         self.stage = Stage::Open(handle);
         self.set.get_mut(handle)
+    }
+
+    /// Takes its socket away, which can then serve another connection.
+    pub(super) fn take_socket(&mut self) -> Option<Socket<'static>> {
+        let Stage::Open(handle) = std::mem::replace(&mut self.stage, Stage::Resolving) else { return None };
+        let smoltcp::socket::Socket::Tcp(mut socket) = self.set.remove(handle);
+        socket.abort();
+        Some(socket)
     }
 
     fn socket(&mut self) -> Option<&mut Socket<'static>> {
@@ -118,28 +128,42 @@ impl Flow {
         self.writable |= writable;
         self.ended |= ended;
         // After its end only a failure can still come.
-        if ended && self.host_eof && host::arrived(&self.host).is_err() {
+        if ended && self.host_eof && host::failure(&self.host).is_err() {
             self.abort();
         }
     }
 
-    /// Moves bytes both ways as far as buffers and sockets allow.
+    /// The guest has said something.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.silent = self.silent.map(|_| now);
+    }
+
+    /// Whether the guest has left what was sent to it unanswered for so long that it must be gone.
+    pub(super) fn is_deserted(&mut self, now: Instant) -> bool {
+        let Some(socket) = self.socket() else { return false };
+        let owes = socket.send_queue() > 0
+            || matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+        self.silent = owes.then(|| self.silent.unwrap_or(now));
+        self.silent.is_some_and(|since| now.saturating_duration_since(since) >= GIVE_UP)
+    }
+
+    /// Moves bytes both ways as far as buffers and sockets allow. Of the guest's urgent bytes the host hears as of any others.
     pub(super) fn exchange(&mut self) {
         let Stage::Open(handle) = self.stage else { return };
         let socket = self.set.get_mut::<Socket>(handle);
         while self.readable && !self.host_eof && socket.can_send() {
             let host = &self.host;
             let read = socket.send(|room| match rustix::io::read(host, &mut *room) {
-                Ok(len) => (len, Ok((len, room.len()))),
+                Ok(len) => (len, Ok(len)),
                 Err(error) => (0, Err(error)),
             });
             match read {
-                Ok(Ok((0, _))) => {
+                Ok(Ok(0)) => {
                     self.host_eof = true;
                     socket.close();
                 }
-                // A short read has emptied the socket, unless an end comes after it (epoll(7)).
-                Ok(Ok((len, room))) => self.readable = len == room || self.ended,
+                // A short read says nothing: it also stops before an urgent byte (tcp(7)).
+                Ok(Ok(_)) => {}
                 Ok(Err(Errno::AGAIN)) => self.readable = false,
                 Ok(Err(Errno::INTR)) => {}
                 Ok(Err(_)) => {
@@ -162,6 +186,9 @@ impl Flow {
                 Ok(Err(_)) => {
                     self.host_eof = true;
                     socket.abort();
+                    // What is left is still there, and goes nowhere.
+                    self.writable = false;
+                    break;
                 }
                 Err(_) => break,
             }
@@ -170,7 +197,10 @@ impl Flow {
             matches!(socket.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
         if guest_done && !self.host_shut && !socket.can_recv() {
             self.host_shut = true;
-            let _ = shutdown(&self.host, Shutdown::Write);
+            // Where both have ended it is closed as a whole.
+            if !(self.host_eof && socket.state() == State::TimeWait) {
+                let _ = shutdown(&self.host, Shutdown::Write);
+            }
         }
     }
 
@@ -186,6 +216,11 @@ impl Flow {
                 }
                 true
             }
+            // The guest has taken back a SYN that had been answered: smoltcp would wait for another.
+            State::Listen => {
+                host::reset_on_close(&self.host);
+                true
+            }
             State::TimeWait => host_eof && host_shut,
             _ => false,
         }
@@ -196,4 +231,14 @@ impl Flow {
         now.saturating_duration_since(self.since) >= time
             && matches!(self.state(), State::SynReceived | State::SynSent)
     }
+}
+
+/// A socket of smoltcp's with buffers of `size` bytes.
+pub(super) fn socket(size: usize) -> Socket<'static> {
+    // Zeroed memory of the allocator's: pages that are never reached cost nothing.
+    let buffer = || SocketBuffer::new(vec![0u8; size]);
+    let mut socket = Socket::new(buffer(), buffer());
+    socket.set_nagle_enabled(false);
+    socket.set_ack_delay(None);
+    socket
 }

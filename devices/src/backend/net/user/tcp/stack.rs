@@ -119,7 +119,7 @@ impl Stack {
             return Some((frame, info));
         }
         put16(tcp, CHECKSUM, pseudo_header(source, destination, TCP, tcp.len()));
-        let tcp_header = usize::from(tcp.get(DATA_OFFSET)? >> 4) * 4;
+        let tcp_header = header_len(tcp)?;
         let start = u16::try_from(ETHERNET_HEADER + header).ok()?;
         let headers = start + u16::try_from(tcp_header).ok()?;
         let payload = len.saturating_sub(header + tcp_header);
@@ -149,10 +149,15 @@ impl Flags {
     }
 }
 
+/// Length of a TCP header, as it says.
+pub(super) fn header_len(segment: &[u8]) -> Option<usize> {
+    Some(usize::from(segment.get(DATA_OFFSET)? >> 4) * 4).filter(|len| *len >= TCP_HEADER)
+}
+
 /// Replaces the maximum segment size in a SYN by the largest there is, so that smoltcp makes packets as large as IP allows, and
 /// gives what the guest had said: the size to cut them to.
 pub(super) fn lift_segment_size(segment: &mut [u8]) -> Option<u16> {
-    let header = usize::from(segment.get(DATA_OFFSET)? >> 4) * 4;
+    let header = header_len(segment)?;
     let mut at = TCP_HEADER;
     // Option kinds (RFC 9293, 3.2): 0 ends the list, 1 is padding, 2 the maximum segment size.
     while at < header {

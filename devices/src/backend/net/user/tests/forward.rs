@@ -84,6 +84,66 @@ fn a_forwarded_datagram_is_answered_from_the_hosts_port() {
 }
 
 #[test]
+fn a_forwarded_port_lets_nothing_out_but_answers_to_its_clients_under_restrict() {
+    let mut guest = Guest::new("restrict=on,hostfwd=udp:127.0.0.1:0-:5000");
+    let host = guest.net.handle().hostfwds()[0].host;
+    let [client, other] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    client.send_to(b"question", host).unwrap();
+    guest.answer(5000);
+    guest.datagram(5000, ROUTER, other.local_addr().unwrap().port(), b"secret");
+    assert_eq!(guest.icmp(3)[35], 13);
+    other.set_nonblocking(true).unwrap();
+    assert!(other.recv_from(&mut [0; 8]).is_err());
+}
+
+#[test]
+fn clients_of_a_forwarded_port_are_remembered_in_bounds() {
+    let mut guest = Guest::new("hostfwd=udp:127.0.0.1:0-:5000");
+    let host = guest.net.handle().hostfwds()[0].host;
+    for _ in 0..300 {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"x", host).unwrap();
+        guest.answer(5000);
+    }
+    assert!(guest.net.udp.clients() <= 256);
+}
+
+#[test]
+fn a_forwarding_without_a_guest_follows_the_address_that_dhcp_gives() {
+    let mut guest = Guest::new("hostfwd=udp:127.0.0.1:0-:5000");
+    let host = guest.net.handle().hostfwds()[0].host;
+    guest.send(&super::lan::dhcp_frame(MAC, &super::lan::dhcp_message(3, &[50, 4, 10, 0, 2, 20])));
+    guest.answer(68);
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", host).unwrap();
+    let frame = guest.until(|guest| {
+        let to_guest = |frame: &Vec<u8>| parse_udp(frame).is_some_and(|(_, port, _)| port == 5000);
+        guest.inbox.iter().find(|frame| to_guest(frame)).cloned()
+    });
+    assert_eq!(frame[30..34], [10, 0, 2, 20]);
+}
+
+#[test]
+fn a_removed_port_can_be_forwarded_again_at_once() {
+    let mut guest = Guest::new("");
+    let handle = guest.net.handle();
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = done.clone();
+    let monitor = std::thread::spawn(move || {
+        for text in ["tcp:127.0.0.1:0-:22", "udp:127.0.0.1:0-:22"] {
+            let forward: HostForward = text.parse().unwrap();
+            let host = handle.add_hostfwd(&forward).unwrap();
+            for _ in 0..20 {
+                handle.remove_hostfwd(forward.protocol, host).unwrap();
+                handle.add_hostfwd(&HostForward { host, ..forward }).unwrap();
+            }
+        }
+        seen.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    guest.until(|_| (done.load(std::sync::atomic::Ordering::SeqCst) || monitor.is_finished()).then_some(()));
+    monitor.join().unwrap();
+}
+
+#[test]
 fn a_connection_to_a_guestfwd_talks_to_its_command() {
     let mut guest = Guest::new("restrict=on,guestfwd=tcp:10.0.2.100:80-cmd:tr a-z A-Z");
     let handle = guest.connect("10.0.2.100:80");

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn dhcp_message(kind: u8, options: &[u8]) -> Vec<u8> {
+pub(super) fn dhcp_message(kind: u8, options: &[u8]) -> Vec<u8> {
     let mut message = vec![0; 240];
     message[..4].copy_from_slice(&[1, 1, 6, 0]);
     message[4..8].copy_from_slice(&[9, 8, 7, 6]);
@@ -14,7 +14,7 @@ fn dhcp_message(kind: u8, options: &[u8]) -> Vec<u8> {
     message
 }
 
-fn dhcp_frame(mac: [u8; 6], message: &[u8]) -> Vec<u8> {
+pub(super) fn dhcp_frame(mac: [u8; 6], message: &[u8]) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2(mac, [0xff; 6]).ipv4([0; 4], [255; 4], 64).udp(68, 67);
     let mut frame = Vec::new();
     builder.write(&mut frame, message).unwrap();
@@ -49,6 +49,7 @@ fn dhcp_offers_and_confirms_the_first_address_at_once() {
     assert_eq!(option(&ack, 3), Some(ROUTER.to_vec()));
     assert_eq!(option(&ack, 6), Some(DNS.to_vec()));
     assert_eq!(option(&ack, 12), Some(b"box".to_vec()));
+    assert_eq!(option(&ack, 26), Some(1500u16.to_be_bytes().to_vec()));
     assert_eq!(ack[108..113], *b"/pxe\0");
 }
 
@@ -125,6 +126,17 @@ fn a_router_solicitation_is_answered_with_the_prefix() {
     assert!(advert.windows(6).any(|w| w == [3, 4, 64, 0xc0, 0xff, 0xff]));
     assert!(advert.windows(8).any(|w| w == [5, 1, 0, 0, 0, 0, 0x23, 0x28]));
     assert!(checksum_holds(&Ip::parse6(&advert[14..]).unwrap(), &advert[54..]));
+}
+
+#[test]
+fn a_router_that_leads_nowhere_advertises_a_prefix_and_neither_itself_nor_a_name_server() {
+    let mut guest = Guest::new("restrict=on");
+    guest.send(&icmp6("fe80::15", "ff02::2", &[133, 0, 0, 0, 0, 0, 0, 0]));
+    guest.step();
+    let advert = guest.inbox.iter().find(|f| f.len() > 54 && f[54] == 134).unwrap();
+    assert!(advert.windows(6).any(|w| w == [3, 4, 64, 0xc0, 0xff, 0xff]));
+    assert_eq!(advert[60..62], [0, 0]);
+    assert!(!advert.windows(4).any(|w| w == [25, 3, 0, 0]));
 }
 
 #[test]

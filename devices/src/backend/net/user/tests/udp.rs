@@ -52,6 +52,25 @@ fn a_question_goes_to_the_hosts_name_server_and_its_answer_comes_from_ours() {
 }
 
 #[test]
+fn a_resolver_that_is_named_is_asked_instead_of_the_hosts() {
+    let (server, port) = server();
+    let mut guest = Guest::new(&format!("resolver=127.0.0.1:{port}"));
+    guest.datagram(5353, DNS, 53, b"0123456789abquestion");
+    assert_eq!(receive(&server).0, b"0123456789abquestion");
+}
+
+#[test]
+fn an_answer_beyond_512_bytes_passes_whole() {
+    let (server, _) = server();
+    let mut guest = Guest::new("");
+    guest.net.resolvers = Resolvers::fixed(vec![server.local_addr().unwrap()]);
+    guest.datagram(5353, DNS, 53, b"0123456789abquestion with EDNS");
+    let (_, from) = receive(&server);
+    server.send_to(&[0x80; 1400], from).unwrap();
+    assert_eq!(guest.answer(5353).1, [0x80; 1400]);
+}
+
+#[test]
 fn an_answer_that_is_too_big_says_that_it_was_cut() {
     let (server, _) = server();
     let mut guest = Guest::new("");
