@@ -1,6 +1,7 @@
 //! Fuzz targets: functions that take any bytes as what a guest, a file or a user says, and must neither panic, hang nor use memory
 //! without bound. Each has valid inputs to begin with ([`Target::corpus`]), which [`mutate`] damages. Nothing here judges answers but
-//! where a rule is simple: no share lets anything out, no BAR leaves its window, no option string changes its meaning by being written.
+//! where a rule is simple: no share lets anything out, no BAR leaves its window, no option string changes its meaning by being written,
+//! no frame opens a socket under `restrict`.
 //!
 //! `cargo xtask test unit` runs every target on its corpus and on a fixed number of mutations of it. To soak one for longer:
 //!
@@ -22,10 +23,12 @@
 pub mod image;
 pub mod memory;
 pub mod mutate;
+pub mod nat;
 pub mod ninep;
 pub mod options;
 pub mod pci;
 pub mod runner;
+pub mod stream;
 pub mod virtio;
 
 mod guest;
@@ -56,7 +59,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "virtio-mmio",
         about: "register accesses, rings and buffers of a driver over virtio-mmio, for each device",
@@ -88,6 +91,22 @@ pub const TARGETS: [Target; 6] = [
         corpus: ninep::corpus,
         unit: 1,
         iterations: 4000,
+    },
+    Target {
+        name: "nat",
+        about: "frames of a guest to the user-mode network under restrict, the host's answers, a clock that jumps",
+        run: nat::run,
+        corpus: nat::corpus,
+        unit: input::RECORD,
+        iterations: 1000,
+    },
+    Target {
+        name: "net-stream",
+        about: "what the peer of --net socket:stream sends",
+        run: stream::run,
+        corpus: stream::corpus,
+        unit: 1,
+        iterations: 3000,
     },
     Target {
         name: "image",

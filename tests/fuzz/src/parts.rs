@@ -1,11 +1,16 @@
-//! What devices are put into, as fakes: an interrupt controller that forgets, a disk in memory, a discard that only looks. No device.
+//! What devices are put into, as fakes: an interrupt controller that forgets, a disk in memory, a discard that only looks, a network
+//! that says everything back. No device.
 
+use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use hvrun_arch::hypervisor::RamDiscard;
 use hvrun_arch::{GuestMemory, HypervisorError, IrqChip, Spi};
 use hvrun_devices::backend::disk::BlockBackend;
+use hvrun_devices::backend::net::{FrameInfo, Interest, NetBackend, Offloads, RxRing, Transmit, TxFrame};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 /// Takes every interrupt.
@@ -117,6 +122,92 @@ impl BlockBackend for MemoryDisk {
     fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
         let range = Self::range(offset, len);
         self.data()[range].fill(0);
+        Ok(())
+    }
+}
+
+/// A network whose only other member repeats what it hears.
+#[derive(Debug)]
+pub struct Echo {
+    /// What it understands of the guest's frames.
+    offloads: Offloads,
+    guest: Offloads,
+    frames: VecDeque<(Vec<u8>, FrameInfo)>,
+}
+
+/// Frames that wait; beyond it the guest does.
+const MOST_FRAMES: usize = 16;
+
+impl Echo {
+    /// One that understands `offloads`.
+    pub fn new(offloads: Offloads) -> Self {
+        Echo { offloads, guest: Offloads::default(), frames: VecDeque::new() }
+    }
+}
+
+impl NetBackend for Echo {
+    fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    fn set_guest_offloads(&mut self, guest: Offloads) {
+        self.guest = guest;
+    }
+
+    fn descriptors(&self, _write: bool) -> Vec<(BorrowedFd<'_>, Interest)> {
+        Vec::new()
+    }
+
+    fn service(&mut self, _now: Instant) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn transmit(&mut self, frame: &TxFrame<'_, '_>) -> Transmit {
+        let held: usize = frame.slices.iter().map(VolatileSlice::len).sum();
+        assert_eq!(held, frame.len, "a frame's length is that of its slices");
+        assert!(frame.len >= 14, "a frame of {} bytes", frame.len);
+        let FrameInfo { checksum, segmentation, .. } = frame.info;
+        assert!(
+            checksum.is_none() || self.offloads.checksum,
+            "{checksum:?} is left to who cannot compute it"
+        );
+        let cuts = self.offloads.tso4 || self.offloads.tso6;
+        assert!(segmentation.is_none() || cuts, "{segmentation:?} is left to who cannot cut");
+        if self.frames.len() >= MOST_FRAMES {
+            return Transmit::Busy;
+        }
+        let mut bytes = vec![0; frame.len];
+        let mut at = 0;
+        for slice in frame.slices {
+            at += slice.copy_to(&mut bytes[at..]);
+        }
+        // A guest gets back what it can understand.
+        let info = if self.guest.checksum && self.guest.tso4 && self.guest.tso6 {
+            frame.info
+        } else {
+            FrameInfo::default()
+        };
+        self.frames.push_back((bytes, info));
+        Transmit::Done
+    }
+
+    fn receive(&mut self, ring: &mut dyn RxRing) -> io::Result<()> {
+        while let Some((bytes, info)) = self.frames.front() {
+            let put = ring.put(bytes.len(), &mut |slices| {
+                let mut rest = &bytes[..];
+                for slice in slices {
+                    let (now, later) = rest.split_at(rest.len().min(slice.len()));
+                    slice.copy_from(now);
+                    rest = later;
+                }
+                assert!(rest.is_empty(), "there is less room than was asked for");
+                Some((bytes.len(), *info))
+            });
+            if !put {
+                break;
+            }
+            self.frames.pop_front();
+        }
         Ok(())
     }
 }

@@ -5,18 +5,20 @@ use std::sync::Arc;
 
 use hvrun_arch::GuestMemory;
 use hvrun_devices::backend::chardev::Null;
+use hvrun_devices::backend::net::Offloads;
 use hvrun_devices::backend::ninep::{Share, ShareConfig};
 use hvrun_devices::virtio::VirtioDevice;
 use hvrun_devices::virtio::balloon::{Balloon, BalloonConfig};
 use hvrun_devices::virtio::block::{BlockOptions, VirtioBlock};
 use hvrun_devices::virtio::console::{Console, PortKind, PortSetup, TerminalSize};
 use hvrun_devices::virtio::fs9p::Fs9p;
+use hvrun_devices::virtio::net::{CommonOptions, Net, NetOptions};
 use hvrun_devices::virtio::rng::{Rng, RngConfig};
 use tempfile::TempDir;
 
 use crate::guest::{BUFFERS, Desc, Guest, RAM, RAM_SIZE, memory};
 use crate::input::{Input, Op};
-use crate::parts::{Discard, MemoryDisk, store};
+use crate::parts::{Discard, Echo, MemoryDisk, store};
 
 /// Most operations of one input.
 const MOST_OPS: usize = 512;
@@ -29,9 +31,10 @@ enum Kind {
     Rng,
     Fs9p,
     Balloon,
+    Net,
 }
 
-const KINDS: [Kind; 5] = [Kind::Block, Kind::Console, Kind::Rng, Kind::Fs9p, Kind::Balloon];
+const KINDS: [Kind; 6] = [Kind::Block, Kind::Console, Kind::Rng, Kind::Fs9p, Kind::Balloon, Kind::Net];
 
 /// What an operation does. Its number in the input is taken modulo [`Code::ALL`]'s length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +148,14 @@ fn device(choice: Op, memory: &GuestMemory) -> (Arc<dyn VirtioDevice>, Option<Te
             let balloon = balloon.expect("a descriptor is left");
             balloon.set_target(RAM_SIZE / 2);
             (Arc::new(balloon), None)
+        }
+        Kind::Net => {
+            // What the network does not do is done by the card.
+            let offloads =
+                Offloads { checksum: options & 1 == 1, tso4: options & 3 == 3, tso6: options & 3 == 3 };
+            let named = NetOptions::of_card(0, &CommonOptions::default());
+            let net = Net::new(named, Box::new(Echo::new(offloads)));
+            (Arc::new(net.expect("a descriptor is left")), None)
         }
     }
 }
@@ -266,7 +277,8 @@ impl Script {
 pub fn corpus() -> Vec<Vec<u8>> {
     let scripts = [block_reads_and_writes(), block_gives_back(), block_indirect(), console_talks()];
     let others = [rng_fills(), ninep_attaches(), balloon_inflates(), looks_around()];
-    scripts.into_iter().chain(others).map(|script| script.0).collect()
+    let nets = (0..4).map(net_talks);
+    scripts.into_iter().chain(others).chain(nets).map(|script| script.0).collect()
 }
 
 /// VIRTIO_BLK_T_* (virtio 1.2, 5.2.6): read, write, flush, id, discard, write zeroes.
@@ -366,6 +378,34 @@ fn balloon_inflates() -> Script {
         .chain(4, 0, &[(WRITE, 0x4000, 0x4000), (WRITE, 0x9000, 0x1000)])
 }
 
+/// Room for frames; a TCP frame to be cut into segments of 100 bytes, one to be completed, a plain one, each behind its
+/// `struct virtio_net_hdr` (virtio 1.2, 5.1.6); receive modes and an address by the control queue (5.1.6.5).
+fn net_talks(options: u8) -> Script {
+    let mut script = Script::new(Kind::Net, options).up();
+    for head in 0..8 {
+        script = script.chain(0, head, &[(WRITE, 0x8000 + head * 0x800, 0x700)]);
+    }
+    let header = |flags, kind, size: u8| [flags, kind, 54, 0, size, 0, 34, 0, 16, 0, 1, 0];
+    let mut frame = vec![0xff; 12];
+    frame.extend_from_slice(&[8, 0, 0x45, 0, 0, 240, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
+    frame.extend_from_slice(&[0, 1, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    frame.resize(54 + 200, 5);
+    let len = 12 + frame.len() as u16;
+    for (head, header) in (0_u16..).zip([header(1, 1, 100), header(1, 0, 0), header(0, 0, 0)]) {
+        let at = head * 0x200;
+        let bytes = [&header[..], &frame].concat();
+        script = script.bytes(at, &bytes).chain(1, head * 2, &[(0, at, 12), (0, at + 12, len - 12)]);
+    }
+    let commands: [&[u8]; 4] =
+        [&[0, 0, 1], &[1, 1, 2, 0x52, 0x54, 0, 1, 2, 3], &[5, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[4, 0, 1, 0]];
+    for (head, command) in (0_u16..).step_by(2).zip(commands) {
+        let at = 0x1000 + head * 16;
+        let buffers = [(0, at, command.len() as u16), (WRITE, at + 24, 1)];
+        script = script.bytes(at, command).chain(2, head, &buffers);
+    }
+    script.op(Code::ReadConfig, 2, 0, 0).op(Code::ReadConfig, 1, 6, 0)
+}
+
 /// Every register and the first of the configuration, before and after the start; an event index; a register of MSI-X.
 fn looks_around() -> Script {
     let mut script = Script::new(Kind::Block, 1);
@@ -426,6 +466,14 @@ mod tests {
     #[test]
     fn seeds_of_the_9p_device_are_served() {
         check(&ninep_attaches(), 0, crate::ninep::session().len() as u16);
+    }
+
+    #[test]
+    fn seeds_of_the_network_card_are_served() {
+        for options in 0..4 {
+            check(&net_talks(options), 1, 3);
+            check(&net_talks(options), 2, 4);
+        }
     }
 
     #[test]

@@ -34,6 +34,16 @@ fn the_9p_server_survives_hostile_clients_and_keeps_them_inside_the_share() {
 }
 
 #[test]
+fn the_user_mode_network_survives_hostile_guests_and_keeps_them_restricted() {
+    survives("nat");
+}
+
+#[test]
+fn a_stream_of_frames_survives_hostile_peers() {
+    survives("net-stream");
+}
+
+#[test]
 fn damaged_disk_images_are_errors_at_most() {
     survives("image");
 }
