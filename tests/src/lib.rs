@@ -4,6 +4,7 @@
 pub mod artifacts;
 pub mod bare;
 pub mod disks;
+pub mod probe;
 pub mod process;
 mod running;
 pub mod socket;

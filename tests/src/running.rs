@@ -44,13 +44,13 @@ pub struct Hvrun {
     args: Vec<std::ffi::OsString>,
     input: Input,
     limit: Duration,
-    file_size: Option<u64>,
+    shell: Option<String>,
 }
 
 impl Hvrun {
     /// hvrun with no arguments but those added with [`Hvrun::arg`].
     pub fn new() -> Self {
-        Hvrun { args: Vec::new(), input: Input::default(), limit: BARE_LIMIT, file_size: None }
+        Hvrun { args: Vec::new(), input: Input::default(), limit: BARE_LIMIT, shell: None }
     }
 
     /// Debian's kernel and the test initrd on the software CPU.
@@ -116,8 +116,21 @@ impl Hvrun {
 
     /// No file that it writes may become larger than `kib` KiB (`ulimit -f`).
     #[must_use]
-    pub fn file_size_limit(mut self, kib: u64) -> Self {
-        self.file_size = Some(kib);
+    pub fn file_size_limit(self, kib: u64) -> Self {
+        // POSIX: in units of 512 bytes.
+        self.through(&format!("ulimit -f {} && exec \"$0\" \"$@\"", kib * 2))
+    }
+
+    /// It begins with at most `count` open files (`ulimit -S -n`), which it may raise.
+    #[must_use]
+    pub fn descriptor_limit(self, count: u64) -> Self {
+        self.through(&format!("ulimit -S -n {count} && exec \"$0\" \"$@\""))
+    }
+
+    /// Starts it with a script for the shell, which gets the whole command line as `"$0" "$@"` and has to `exec` it.
+    #[must_use]
+    pub fn through(mut self, script: &str) -> Self {
+        self.shell = Some(script.to_owned());
         self
     }
 
@@ -129,10 +142,9 @@ impl Hvrun {
             shell.arg("-c").arg(script).arg(&binary);
             shell
         };
-        let mut command = match (&self.input, self.file_size) {
+        let mut command = match (&self.input, &self.shell) {
             (Input::Closed, _) => in_shell("exec \"$0\" \"$@\" <&-"),
-            // POSIX: in units of 512 bytes.
-            (_, Some(kib)) => in_shell(&format!("ulimit -f {} && exec \"$0\" \"$@\"", kib * 2)),
+            (_, Some(script)) => in_shell(script),
             _ => Command::new(&binary),
         };
         command.args(&self.args).env_remove("RUST_LOG");

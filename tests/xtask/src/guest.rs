@@ -19,7 +19,7 @@ const KERNEL_META_PACKAGE: &str = "linux-image-arm64";
 const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Changes when what is kept in the folder changes, so that older folders are filled anew.
-const STAMP_VERSION: &str = "guest 2";
+const STAMP_VERSION: &str = "guest 3";
 
 /// What a machine is started with.
 #[derive(Debug, Clone)]
@@ -44,6 +44,11 @@ impl Guest {
 /// Where the guest lies.
 pub fn dir() -> PathBuf {
     workspace::root().join("target/guest")
+}
+
+/// Where the guest kernel's module of this name is, if it has it as a file and [`ensure`] has been called.
+pub fn module(name: &str) -> PathBuf {
+    dir().join("modules").join(name).with_extension("ko")
 }
 
 /// Makes sure that the guest is there, and returns it. Uses the network only the first time.

@@ -9,6 +9,8 @@ use std::path::Path;
 const INIT: &str = include_str!("../guest/init");
 /// What a login shell reads.
 const PROFILE: &str = include_str!("../guest/profile");
+/// What `udhcpc` calls when it has an address.
+const DHCP: &str = include_str!("../guest/dhcp");
 /// Ends the machine without asking an init that is not there.
 const POWEROFF: &str = include_str!("../guest/poweroff");
 
@@ -87,6 +89,8 @@ pub fn build(busybox: &Path) -> Result<Vec<u8>> {
     archive.file("bin/busybox", 0o755, &busybox_bytes)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
     archive.file("etc/profile", 0o644, PROFILE.as_bytes())?;
+    archive.dir("etc/udhcpc")?;
+    archive.file("etc/udhcpc/default.script", 0o755, DHCP.as_bytes())?;
     archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n")?;
     archive.file("etc/group", 0o644, b"root:x:0:\n")?;
     for name in ["sbin/poweroff", "sbin/reboot", "sbin/halt"] {

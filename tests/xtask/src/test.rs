@@ -40,6 +40,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("passt", "passt"),
     ("qemu-aarch64", "qemu-user"),
     ("qemu-img", "qemu-utils"),
+    ("tcpdump", "tcpdump"),
     ("vde_switch", "vde2"),
 ];
 
