@@ -2,6 +2,7 @@
 
 mod diod;
 pub(crate) mod disk;
+pub(crate) mod net;
 pub(crate) mod ninep;
 pub(crate) mod options;
 pub(crate) mod virtio;
@@ -28,6 +29,8 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// How often `bench boot` and `bench lab` run each side, if nothing is said.
 const ROUNDS: usize = 5;
+/// How often `bench lab --net` does, whose guests take a minute each.
+const NET_ROUNDS: usize = 3;
 
 /// `cargo xtask bench`.
 pub fn command(args: &[OsString]) -> Result<()> {
@@ -36,6 +39,8 @@ pub fn command(args: &[OsString]) -> Result<()> {
     match name {
         "disk" => disk::command(&options),
         "9p" => ninep::command(&options),
+        "net" => net::command(&options),
+        "lab" if options.net => lab::bench_net(options.rounds(NET_ROUNDS)),
         "lab" if options.virtio => lab::bench_virtio(options.rounds(ROUNDS)),
         "lab" => lab::bench(options.rounds(ROUNDS)),
         _ => boot(&options),

@@ -86,6 +86,14 @@ pub fn static_hvrun(profile: &str) -> Result<PathBuf> {
     stripped(&workspace::target_dir().join(LINUX_ARM64).join(profile).join("hvrun"))
 }
 
+/// The static example `example` of `package` for Linux on arm64, without its symbols.
+pub fn static_example(package: &str, example: &str, profile: &str) -> Result<PathBuf> {
+    let mut build = static_cargo("build", profile)?;
+    workspace::run(build.args(["--package", package, "--example", example]))?;
+    let examples = workspace::target_dir().join(LINUX_ARM64).join(profile).join("examples");
+    stripped(&examples.join(example))
+}
+
 /// The static test program `test` of `package` for Linux on arm64, without its symbols.
 pub fn static_test(package: &str, test: &str, profile: &str) -> Result<PathBuf> {
     let mut build = static_cargo("test", profile)?;

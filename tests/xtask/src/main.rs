@@ -33,8 +33,13 @@ Usage: cargo xtask COMMAND
   bench 9p [--rounds N] [--quick] [--host] [--cpus N] [--transport pci|mmio] [--only SIDE]
                  a share used from the guest, hvrun and QEMU in turn; and the 9P server without
                  a guest, beside diod
-  bench lab [--rounds N]
-                 the same on KVM, inside the lab's emulated machine, and the time to KVM_RUN
+  bench net [--rounds N] [--quick] [--host] [--network user|vde] [--cpus N]
+            [--transport pci|mmio] [--only SIDE]
+                 iperf3 and small exchanges between guest and host, and between two guests, hvrun
+                 and QEMU in turn; with --host, the NAT without a guest
+  bench lab [--rounds N] [--virtio | --net]
+                 boots (or disk and share, or network) on KVM, inside the lab's emulated machine,
+                 and the time to KVM_RUN
   lab [--list] [--release] [CHECK..]
                  boots hvrun's arm64 build, with KVM, inside an emulated machine: every check
                  or only these

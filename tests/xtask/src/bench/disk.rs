@@ -1,7 +1,7 @@
 //! `cargo xtask bench disk`: fio in the guest on a virtio disk whose image lies in the host's page cache.
 
 use super::options::{Options, Side};
-use super::virtio::{self, Bench, Rows};
+use super::virtio::{self, Bench, Rows, Tool};
 use super::{QEMU, Spread};
 use crate::test;
 use anyhow::{Context, Result};
@@ -40,7 +40,7 @@ pub fn command(options: &Options) -> Result<()> {
     // Shorter runs than these measure mostly how fio starts.
     let (seconds, warm_up) = if options.quick { ("1", "0") } else { ("2", "500ms") };
     let settings = format!("SERIAL={SERIAL}\nSECONDS_EACH={seconds}\nWARM_UP={warm_up}\n");
-    let bench = Bench::prepare(options, 1, SCRIPT, &settings, true, dir.path())?;
+    let bench = Bench::prepare(options, 1, SCRIPT, &settings, &[Tool::Fio], dir.path())?;
     let rounds = options.rounds(ROUNDS);
 
     let raw = disks::raw(dir.path(), "disk.raw", SIZE, Pattern { seed: 1 })?;

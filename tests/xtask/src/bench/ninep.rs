@@ -58,7 +58,7 @@ fn guest(options: &Options) -> Result<()> {
         "TAG={TAG}\nFILES={}\nNEW={}\nBIG={}\nSUM={}\n",
         sizes.files, sizes.new, sizes.big_mib, sizes.sum_mib
     );
-    let bench = Bench::prepare(options, 2, SCRIPT, &settings, false, dir.path())?;
+    let bench = Bench::prepare(options, 2, SCRIPT, &settings, &[], dir.path())?;
     let share = dir.path().join("share");
     fill(&share, &sizes)?;
     let rounds = options.rounds(ROUNDS);

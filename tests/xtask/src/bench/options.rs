@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 /// The benchmarks there are.
-pub const BENCHES: &[&str] = &["boot", "disk", "9p", "lab"];
+pub const BENCHES: &[&str] = &["boot", "disk", "9p", "net", "lab"];
 
 /// One side of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub struct Options {
     pub host: bool,
     /// Virtio devices in the place of boots.
     pub virtio: bool,
+    /// Network cards in the place of boots.
+    pub net: bool,
+    /// Only what is behind this kind of network.
+    pub network: Option<String>,
 }
 
 impl Options {
@@ -78,6 +82,8 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
         only: None,
         host: false,
         virtio: false,
+        net: false,
+        network: None,
     };
     let mut rest = rest.iter();
     while let Some(word) = rest.next() {
@@ -88,11 +94,11 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
         };
         match (first.as_str(), word.as_str()) {
             (_, "--rounds") => options.rounds = Some(number(value()?)? as usize),
-            ("boot" | "disk" | "9p", "--memory") => options.memory = value()?.clone(),
-            ("disk" | "9p", "--cpus") => options.cpus = Some(number(value()?)?),
-            ("disk" | "9p", "--quick") => options.quick = true,
-            ("disk" | "9p", "--transport") => options.transport = Some(value()?.clone()),
-            ("disk" | "9p", "--only") => {
+            ("boot" | "disk" | "9p" | "net", "--memory") => options.memory = value()?.clone(),
+            ("disk" | "9p" | "net", "--cpus") => options.cpus = Some(number(value()?)?),
+            ("disk" | "9p" | "net", "--quick") => options.quick = true,
+            ("disk" | "9p" | "net", "--transport") => options.transport = Some(value()?.clone()),
+            ("disk" | "9p" | "net", "--only") => {
                 options.only = Some(match value()?.as_str() {
                     "hvrun" => Side::Hvrun,
                     "qemu" => Side::Qemu,
@@ -100,8 +106,15 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
                 });
             }
             ("disk", "--qcow2") => options.qcow2 = true,
-            ("9p", "--host") => options.host = true,
+            ("9p" | "net", "--host") => options.host = true,
             ("lab", "--virtio") => options.virtio = true,
+            ("lab", "--net") => options.net = true,
+            ("net", "--network") => {
+                options.network = Some(match value()?.as_str() {
+                    name @ ("user" | "vde") => name.to_owned(),
+                    other => bail!("--network wants user or vde, not '{other}'"),
+                });
+            }
             _ => bail!("bench {first} does not know '{word}'"),
         }
     }

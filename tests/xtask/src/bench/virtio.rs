@@ -5,10 +5,10 @@ use super::options::{Options, Side};
 use super::{QEMU, Spread};
 use crate::guest::Guest;
 use crate::initrd::{self, Archive};
-use crate::{libraries, workspace};
+use crate::{cross, libraries, workspace};
 use anyhow::{Context, Result, ensure};
 use hvrun_tests::process::Supervised;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,16 @@ const MARKER: &str = "HVRUN-BENCH";
 const COMMAND_LINE: &str = "console=ttyAMA0 quiet panic=-1 modules=auto";
 /// A run that takes longer is a failure. The slower side, on a busy machine, takes some minutes.
 const LIMIT: Duration = Duration::from_secs(900);
-/// Debian's package of fio, and the program in it.
-const FIO: (&str, &str) = ("fio", "usr/bin/fio");
+/// What a guest runs besides busybox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    /// Debian's fio.
+    Fio,
+    /// Debian's iperf3.
+    Iperf3,
+    /// `net_probe`, of this project.
+    Probe,
+}
 
 /// A benchmark's guest.
 #[derive(Debug)]
@@ -44,13 +52,13 @@ pub struct Report {
 }
 
 impl Bench {
-    /// Builds the guest: `script` runs in it with `settings`, shell assignments, and with fio if `with_fio`.
+    /// Builds the guest: `script` runs in it with `settings`, shell assignments, and with `tools`.
     pub fn prepare(
         options: &Options,
         cpus: u32,
         script: &str,
         settings: &str,
-        with_fio: bool,
+        tools: &[Tool],
         dir: &Path,
     ) -> Result<Bench> {
         let guest = crate::guest::ensure()?;
@@ -58,7 +66,7 @@ impl Bench {
             true => Some(workspace::release_hvrun()?),
             false => None,
         };
-        let bytes = initrd(&guest, script, settings, with_fio)?;
+        let bytes = initrd(&guest, script, settings, tools)?;
         let initrd = dir.join("bench.cpio");
         fs::write(&initrd, &bytes).with_context(|| format!("cannot write {}", initrd.display()))?;
         Ok(Bench { guest, initrd, hvrun, options: options.clone(), cpus: options.cpus.unwrap_or(cpus) })
@@ -69,15 +77,16 @@ impl Bench {
         self.cpus
     }
 
-    /// A boot by `side`, to which the caller adds devices.
-    pub fn command(&self, side: Side) -> Result<Command> {
+    /// A boot by `side`, to which the caller adds devices; `append` goes behind the kernel's command line.
+    pub fn command(&self, side: Side, append: &str) -> Result<Command> {
         let cpus = self.cpus.to_string();
+        let append = format!("{COMMAND_LINE} {append}");
         let memory = &self.options.memory;
         Ok(match side {
             Side::Hvrun => {
                 let mut command = Command::new(self.hvrun.as_ref().context("hvrun is not measured")?);
                 command.args(["--accel", "soft", "--cpus", &cpus, "--memory", memory, "--no-reboot"]);
-                command.args(["--append", COMMAND_LINE]);
+                command.args(["--append", append.trim_end()]);
                 if let Some(transport) = &self.options.transport {
                     command.args(["--transport", transport]);
                 }
@@ -88,7 +97,7 @@ impl Bench {
                 let mut command = Command::new(QEMU.0);
                 command.args(["-accel", "tcg", "-cpu", "cortex-a72", "-M", "virt,gic-version=3"]);
                 command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
-                command.args(["-smp", &cpus, "-m", memory, "-append", COMMAND_LINE]);
+                command.args(["-smp", &cpus, "-m", memory, "-append", append.trim_end()]);
                 command.arg("-kernel").arg(&self.guest.kernel).arg("-initrd").arg(&self.initrd);
                 command
             }
@@ -96,12 +105,12 @@ impl Bench {
     }
 }
 
-/// The initrd of a benchmark's guest, with modules, the script and its settings, and fio if `with_fio`.
-pub fn initrd(guest: &Guest, script: &str, settings: &str, with_fio: bool) -> Result<Vec<u8>> {
+/// The initrd of a benchmark's guest, with modules, the script and its settings, and `tools`.
+pub fn initrd(guest: &Guest, script: &str, settings: &str, tools: &[Tool]) -> Result<Vec<u8>> {
     let path = guest.with_modules()?;
     let mut bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if with_fio {
-        bytes.extend(fio_archive()?);
+    for tool in tools {
+        bytes.extend(tool.archive()?);
     }
     bytes.extend(script_archive(script, settings)?);
     Ok(bytes)
@@ -144,14 +153,32 @@ fn parse(text: &str) -> Result<Report> {
     Ok(report)
 }
 
-/// An archive with fio, which is made once; it is large, because Debian's fio is linked with the clients of every storage there is.
-fn fio_archive() -> Result<Vec<u8>> {
+impl Tool {
+    /// An archive with it and what it needs.
+    fn archive(self) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        match self {
+            // Large, because Debian's fio is linked with the clients of every storage there is.
+            Tool::Fio => libraries::add(&mut archive, &debian("fio")?)?,
+            Tool::Iperf3 => libraries::add(&mut archive, &debian("iperf3")?)?,
+            Tool::Probe => archive.file("bin/net_probe", 0o755, &probe()?)?,
+        }
+        archive.finish()
+    }
+}
+
+/// The program that Debian's package `name` is for, and all that it loads, by their names in an initrd. Fetched once.
+pub fn debian(name: &str) -> Result<BTreeMap<String, PathBuf>> {
     let dir = crate::guest::dir();
-    let root = dir.join("fio");
-    libraries::unpack(&dir.join("apt"), FIO.0, &root)?;
-    let mut archive = Archive::default();
-    libraries::add(&mut archive, &libraries::files(&root, FIO.1)?)?;
-    archive.finish()
+    let root = dir.join(name);
+    libraries::unpack(&dir.join("apt"), name, &root)?;
+    libraries::files(&root, &format!("usr/bin/{name}"))
+}
+
+/// `net_probe` for guests.
+pub fn probe() -> Result<Vec<u8>> {
+    let path = cross::static_example("hvrun-tests", "net_probe", "lab")?;
+    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// An archive with the script and its settings, which the guest runs instead of a shell.
@@ -186,8 +213,11 @@ pub fn print(rows: &Rows, measured: &[(Side, Vec<Report>)]) {
     println!();
 }
 
-/// Rates are large: whole numbers do.
+/// Most rates are large: whole numbers do.
 fn short(spread: Spread) -> String {
+    if spread.median < 20.0 {
+        return spread.to_string();
+    }
     format!("{:.0} ({:.0} to {:.0})", spread.median, spread.least, spread.most)
 }
 
@@ -204,7 +234,7 @@ pub fn rounds(
     for round in 1..=rounds {
         for (side, reports) in &mut measured {
             eprintln!("round {round} of {rounds}: {}", side.name());
-            let mut command = bench.command(*side)?;
+            let mut command = bench.command(*side, "")?;
             devices(*side, &mut command);
             reports.push(run(&mut command)?);
             tidy()?;

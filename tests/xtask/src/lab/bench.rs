@@ -3,8 +3,8 @@
 
 use super::{GUEST_LIMIT_SECONDS, Machine, QEMU, TRIM, boot, dir, hvrun, outer_initrd};
 use crate::apt::{self, Apt};
-use crate::bench::virtio::{self, Rows};
-use crate::bench::{Spread, disk, ninep};
+use crate::bench::virtio::{self, Rows, Tool};
+use crate::bench::{Spread, disk, net, ninep};
 use crate::{guest, test};
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, HashMap};
@@ -16,6 +16,8 @@ use std::process::Command;
 const SCRIPT: &str = include_str!("../../lab/bench");
 /// What it runs to measure virtio devices.
 const VIRTIO_SCRIPT: &str = include_str!("../../lab/bench-virtio");
+/// What it runs to measure network cards.
+const NET_SCRIPT: &str = include_str!("../../lab/bench-net");
 /// Where.
 const MACHINE: Machine = Machine { name: "bench", gic: 3, memory: "2G", checks: &[] };
 /// QEMU's program in its package.
@@ -58,7 +60,7 @@ const DISK_SETTINGS: &str = "SERIAL=bench\nSECONDS_EACH=1\nWARM_UP=0\n";
 /// `cargo xtask bench lab`.
 pub fn command(rounds: usize) -> Result<()> {
     let guest = guest::ensure()?;
-    let measured = measure(&guest, rounds, SCRIPT, "", Vec::new())?;
+    let measured = measure(&guest, rounds, SCRIPT, "", Extra::default())?;
     println!(
         "On KVM in an emulated machine, guest of 256 MiB, {rounds} rounds in turn, median (smallest to largest)\n"
     );
@@ -70,11 +72,12 @@ pub fn command(rounds: usize) -> Result<()> {
 pub fn virtio(rounds: usize) -> Result<()> {
     let guest = guest::ensure()?;
     let ninep_settings = format!("{NINEP_GUEST_SETTINGS}{NINEP_SETTINGS}");
-    let initrds = vec![
-        ("lab/disk.cpio", virtio::initrd(&guest, disk::SCRIPT, DISK_SETTINGS, true)?),
-        ("lab/9p.cpio", virtio::initrd(&guest, ninep::SCRIPT, &ninep_settings, false)?),
+    let files = vec![
+        ("lab/disk.cpio", virtio::initrd(&guest, disk::SCRIPT, DISK_SETTINGS, &[Tool::Fio])?),
+        ("lab/9p.cpio", virtio::initrd(&guest, ninep::SCRIPT, &ninep_settings, &[])?),
     ];
-    let measured = measure(&guest, rounds, VIRTIO_SCRIPT, NINEP_SETTINGS, initrds)?;
+    let extra = Extra { files, ..Extra::default() };
+    let measured = measure(&guest, rounds, VIRTIO_SCRIPT, NINEP_SETTINGS, extra)?;
     println!(
         "On KVM in an emulated machine, guest of 512 MiB, {rounds} rounds in turn, median (smallest to largest); above 1 \
          hvrun is faster\n"
@@ -84,13 +87,48 @@ pub fn virtio(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs `script` for so many rounds, with `settings`, shell assignments, and with `files` in the outer machine.
+/// The ports of the servers in the outer machine: iperf3's and that of `net_probe`.
+const NET_PORTS: (u16, u16) = (5201, 5202);
+
+/// `cargo xtask bench lab --net`.
+pub fn net(rounds: usize) -> Result<()> {
+    let guest = guest::ensure()?;
+    let (iperf, probe) = NET_PORTS;
+    let settings = net::script_settings(iperf, probe, 4, 2, "5M");
+    let extra = Extra {
+        files: vec![("lab/net.cpio", virtio::initrd(&guest, net::SCRIPT, &settings, net::TOOLS)?)],
+        programs: virtio::debian("iperf3")?,
+        probe: Some(virtio::probe()?),
+    };
+    let measured = measure(&guest, rounds, NET_SCRIPT, &settings, extra)?;
+    println!(
+        "On KVM in an emulated machine, guest of 512 MiB, {rounds} rounds in turn, median (smallest to largest); above 1 \
+         hvrun is faster\n"
+    );
+    measured.print(net::ROWS);
+    println!("\nof these the fewer, the better:");
+    measured.print(net::COUNTS);
+    Ok(())
+}
+
+/// What the outer machine has for a script.
+#[derive(Debug, Default)]
+struct Extra {
+    /// Files by their names.
+    files: Vec<(&'static str, Vec<u8>)>,
+    /// Programs and their libraries, by their names.
+    programs: BTreeMap<String, PathBuf>,
+    /// `net_probe`.
+    probe: Option<Vec<u8>>,
+}
+
+/// Runs `script` for so many rounds, with `settings`, shell assignments, and with `extra` in the outer machine.
 fn measure(
     guest: &guest::Guest,
     rounds: usize,
     script: &str,
     settings: &str,
-    files: Vec<(&str, Vec<u8>)>,
+    extra: Extra,
 ) -> Result<Measured> {
     test::install_debian_packages(&[QEMU, OBJDUMP])?;
     let hvrun = hvrun("release")?;
@@ -100,10 +138,15 @@ fn measure(
     for folder in ["lib", LIBRARIES] {
         archive.dir(folder)?;
     }
-    for (name, path) in qemu_files(&qemu)? {
+    let mut programs = extra.programs;
+    programs.extend(qemu_files(&qemu)?);
+    for (name, path) in programs {
         archive.file(&name, 0o755, &fs::read(path)?)?;
     }
-    for (name, bytes) in files {
+    if let Some(probe) = extra.probe {
+        archive.file("bin/net_probe", 0o755, &probe)?;
+    }
+    for (name, bytes) in extra.files {
         archive.file(name, 0o644, &bytes)?;
     }
     archive.file("lab/bench", 0o644, script.as_bytes())?;
