@@ -1,5 +1,5 @@
 //! The network card (virtio 1.2, 5.1): features, configuration space, and the life of a card. Frames move on the card's own thread
-//! ([`card`]), and where they go is the backend's affair ([`crate::backend::net`]).
+//! (`card.rs`), and where they go is the backend's affair ([`crate::backend::net`]).
 //!
 //! A guest may always leave checksums and segmentation to the card: what the backend does not understand of that is done here
 //! ([`segment`]), so that a switch or a tap device gets plain frames. In the other direction the backend is told what the guest
