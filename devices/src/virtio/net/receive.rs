@@ -60,7 +60,7 @@ struct Held {
     bytes: usize,
 }
 
-/// The receive queue during one [`NetBackend::receive`](crate::backend::net::NetBackend::receive). Chains that were taken for a frame
+/// The receive queue during one [`NetBackend::receive`]. Chains that were taken for a frame
 /// and not needed serve the next one, and go back at the end.
 #[derive(Debug)]
 pub(super) struct Room<'a, 'm> {
