@@ -31,10 +31,14 @@ mod signals;
 mod sys;
 mod vcpu;
 
-pub use config::{ConfigError, LifecycleConfig, MachineConfig, Transport, parse_accels};
+pub use config::{
+    ConfigError, LifecycleConfig, MachineConfig, MonitorConfig, MonitorKind, MonitorPlace, Transport,
+    parse_accels,
+};
 pub use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 pub use hvrun_boot::BootError;
 pub use hvrun_devices::backend::chardev as serial;
+pub use hvrun_devices::backend::{disk, net, ninep};
 pub use hvrun_devices::virtio;
 pub use machine::{BuildError, Machine, MachineBuilder};
 pub use running::{MachineControl, Outcome, RunError, RunningMachine};

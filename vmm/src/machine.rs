@@ -20,7 +20,7 @@ use hvrun_devices::virtio::console::ConsoleError;
 use hvrun_devices::virtio::net::NetError;
 use hvrun_devices::virtio::pci::VirtioPciError;
 
-use crate::config::{AddressSpace, ConfigError, MachineConfig, Transport};
+use crate::config::{AddressSpace, ConfigError, MachineConfig, MonitorPlace, Transport};
 use crate::devices::{self, Chassis, Devices};
 use crate::lifecycle::Lifecycle;
 use crate::ram::{self, RamError};
@@ -130,6 +130,7 @@ impl MachineBuilder {
     fn build_inner(self) -> Result<Machine, BuildError> {
         let MachineBuilder { config, serial, mut stdio, hypervisor, virtio: others } = self;
         config.validate()?;
+        refuse_monitors(&config)?;
         let mut boot_config = boot_config(&config)?;
         let mut virtio = devices::open_virtio(&config, &mut stdio)?;
         virtio.all.extend(others);
@@ -189,6 +190,18 @@ impl fmt::Debug for MachineBuilder {
             .field("virtio", &self.virtio)
             .finish()
     }
+}
+
+/// There are no monitors yet. One behind the serial port's escape key is only missed by who presses it; at the other end of any other
+/// somebody waits.
+fn refuse_monitors(config: &MachineConfig) -> Result<(), ConfigError> {
+    for monitor in &config.monitors {
+        match &monitor.to {
+            MonitorPlace::Own(to) => return Err(ConfigError::Monitor(to.clone())),
+            MonitorPlace::Serial => log::info!("there is no monitor on the serial port yet"),
+        }
+    }
+    Ok(())
 }
 
 /// Opens the files that `config` names.

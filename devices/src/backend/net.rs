@@ -108,11 +108,7 @@ pub trait RxRing {
     /// and says how long it is and what is still to be done to it, or `None` if there is none after all. `false`: the guest has no
     /// room for a frame now (`fill` was not called), or the card wants to look after something else first; either way the backend
     /// keeps the frame, and [`NetBackend::receive`] is called again when there is room.
-    fn put(
-        &mut self,
-        max: usize,
-        fill: &mut dyn FnMut(&[VolatileSlice<'_>]) -> Filled,
-    ) -> bool;
+    fn put(&mut self, max: usize, fill: &mut dyn FnMut(&[VolatileSlice<'_>]) -> Filled) -> bool;
 }
 
 /// The host's end of a network card. All calls come from the card's thread, in no particular order.
