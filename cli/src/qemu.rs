@@ -123,8 +123,7 @@ fn machine(command: &Command) -> Result<MachineConfig, Refusal> {
         }
     }
     let cards = nets::legacy_cards(command, &mut backends.netdevs)?;
-    let cards = devices::make(command, &mut backends, cards, &mut config)?;
-    config.nets = nets::finish(cards);
+    devices::make(command, &mut backends, cards, &mut config)?;
     backends.objects.record(&mut config.nets)?;
     chardevs::connect(command, &mut backends.chardevs, &mut config)?;
     backends.chardevs.warn_of_unused();

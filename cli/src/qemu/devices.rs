@@ -14,7 +14,7 @@ use self::table::{Bus, Kind};
 use super::chardevs::Chardevs;
 use super::command::Command;
 use super::drives::{Drive, Interface};
-use super::nets::Card;
+use super::nets::{self, Card};
 use super::objects::Objects;
 use super::opts::{Opts, Refusal};
 use super::registry::Registry;
@@ -72,13 +72,13 @@ struct Made {
     boot_indices: HashSet<u64>,
 }
 
-/// Makes all devices, and hands back the network cards in their order.
+/// Makes all devices; `legacy_cards` are the first of the network cards.
 pub fn make(
     command: &Command,
     backends: &mut Backends,
     legacy_cards: Vec<Card>,
     config: &mut MachineConfig,
-) -> Result<Vec<Card>, Refusal> {
+) -> Result<(), Refusal> {
     let mut made = Made { cards: legacy_cards, ..Made::default() };
     if !made.cards.is_empty() {
         made.transport = Some((Transport::Pci, "a network card of -net or -nic".to_owned()));
@@ -95,11 +95,12 @@ pub fn make(
     }
     made.disks_of_their_own(backends)?;
     let transport = made.transport.map(|(transport, _)| transport).unwrap_or_default();
+    config.nets = nets::finish(made.cards, transport);
     if transport == Transport::Mmio {
         // QEMU fills its virtio-mmio slots from the last one down, so that a guest, which counts from the first, finds them backwards.
         made.disks.reverse();
         made.shares.reverse();
-        made.cards.reverse();
+        config.nets.reverse();
     }
     config.transport = transport;
     config.disks = made.disks;
@@ -108,7 +109,7 @@ pub fn make(
     config.ports = made.ports;
     config.rng = made.rng;
     config.balloon = made.balloon;
-    Ok(made.cards)
+    Ok(())
 }
 
 impl Made {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hvrun_vmm::Transport;
 use hvrun_vmm::net::socket::{SocketAddress, SocketConfig};
 use hvrun_vmm::net::tap::TapConfig;
 use hvrun_vmm::net::user::UserConfig;
@@ -33,8 +34,6 @@ const OTHER_TYPES: [(&str, &str); 11] = [
 /// Models of a card that `-net nic,model=` may name: the one that there is.
 const MODELS: [&str; 4] =
     ["virtio", "virtio-net-pci", "virtio-net-pci-non-transitional", "virtio-net-pci-transitional"];
-/// How a card of these models is called by monitors: the type's name and its number.
-const MODEL: &str = "virtio-net-pci";
 
 /// Reads every `-netdev`.
 pub fn read(command: &Command) -> Result<Registry<NetBackendConfig>, Refusal> {
@@ -330,26 +329,18 @@ fn tap(opts: &mut Opts) -> Result<TapConfig, Refusal> {
 
 /// Gives the cards their names and addresses as QEMU does: a card without an id is called after its model and number, and one without an
 /// address gets the first that no other has.
-pub fn finish(cards: Vec<Card>) -> Vec<NetConfig> {
+pub fn finish(cards: Vec<Card>, transport: Transport) -> Vec<NetConfig> {
+    let model = match transport {
+        Transport::Pci => "virtio-net-pci",
+        Transport::Mmio => "virtio-net-device",
+    };
     let mut taken: Vec<Mac> = cards.iter().filter_map(|card| card.mac).collect();
     let mut nets = Vec::new();
     for (index, card) in cards.into_iter().enumerate() {
-        let free = || (0..256).map(Mac::of_card).find(|mac| !taken.contains(mac));
-        // The usual address need not be written down.
-        let mac = match card.mac {
-            Some(mac) => Some(mac),
-            None => free().filter(|mac| {
-                taken.push(*mac);
-                *mac != Mac::of_card(index)
-            }),
-        };
-        let common = CommonOptions {
-            mac,
-            mtu: card.mtu,
-            dump: None,
-            id: Some(card.id.unwrap_or_else(|| format!("{MODEL}.{index}"))),
-            netdev: card.netdev,
-        };
+        let mac = card.mac.or_else(|| (0..256).map(Mac::of_card).find(|mac| !taken.contains(mac)));
+        taken.extend(mac);
+        let id = Some(card.id.unwrap_or_else(|| format!("{model}.{index}")));
+        let common = CommonOptions { mac, mtu: card.mtu, dump: None, id, netdev: card.netdev };
         nets.push(NetConfig { common, backend: card.backend });
     }
     nets

@@ -44,9 +44,9 @@ fn bare() -> MachineConfig {
     }
 }
 
-fn card(id: &str, netdev: &str, mac: Option<&str>, backend: NetBackendConfig) -> NetConfig {
+fn card(id: &str, netdev: &str, mac: &str, backend: NetBackendConfig) -> NetConfig {
     let common = CommonOptions {
-        mac: mac.map(|mac| mac.parse().unwrap()),
+        mac: Some(mac.parse().unwrap()),
         id: Some(id.to_owned()),
         netdev: Some(netdev.to_owned()),
         ..CommonOptions::default()
@@ -55,13 +55,14 @@ fn card(id: &str, netdev: &str, mac: Option<&str>, backend: NetBackendConfig) ->
 }
 
 fn user_card() -> NetConfig {
-    card("virtio-net-pci.0", "user.0", None, NetBackendConfig::User(UserConfig::default()))
+    let user = NetBackendConfig::User(UserConfig::default());
+    card("virtio-net-pci.0", "user.0", "52:54:00:12:34:56", user)
 }
 
 fn vlan_card(number: usize, vlan: u32, mac: &str) -> NetConfig {
     let sock = format!("/run/vde{vlan}.ctl");
     let backend = NetBackendConfig::Vde(VdeConfig::new(sock));
-    card(&format!("virtio-net-pci.{number}"), &format!("vlan{number}"), Some(mac), backend)
+    card(&format!("virtio-net-pci.{number}"), &format!("vlan{number}"), mac, backend)
 }
 
 fn root() -> DiskConfig {
@@ -203,7 +204,7 @@ fn cards_of_net_come_before_those_of_devices() {
         -net nic,netdev=user.0,model=virtio -netdev user,id=user.0,restrict=on,";
     let user = NetBackendConfig::User(UserConfig { restrict: true, ..UserConfig::default() });
     let expected = [
-        card("virtio-net-pci.0", "user.0", None, user),
+        card("virtio-net-pci.0", "user.0", "52:54:00:12:34:56", user),
         vlan_card(1, 1, "52:54:00:12:01:01"),
         vlan_card(2, 2, "52:54:00:12:02:01"),
     ];
@@ -392,10 +393,13 @@ fn entropy_and_balloon_have_their_limits() {
 #[test]
 fn virtio_mmio_carries_what_is_called_device_and_is_found_backwards() {
     let line = "-nic none -drive if=none,id=a,file=/a -drive if=none,id=b,file=/b -device virtio-blk-device,drive=a \
-        -device virtio-blk-device,drive=b -device virtio-rng-device";
+        -device virtio-blk-device,drive=b -device virtio-rng-device -netdev user,id=x -netdev user,id=y \
+        -device virtio-net-device,netdev=x -device virtio-net-device,netdev=y";
     let config = config(line);
     assert_eq!(config.transport, Transport::Mmio);
     assert_eq!(config.disks, [DiskConfig::new("/b"), DiskConfig::new("/a")]);
+    let ids: Vec<_> = config.nets.iter().map(|net| net.common.id.clone().unwrap()).collect();
+    assert_eq!(ids, ["virtio-net-device.1", "virtio-net-device.0"]);
     assert!(refusal(&format!("{line} -device virtio-balloon-pci")).contains("another bus"));
 }
 
