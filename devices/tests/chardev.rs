@@ -503,7 +503,7 @@ fn a_client_stuck_in_output_gives_way_when_it_hangs_up() {
 
 #[test]
 fn a_client_that_reconnects_finds_a_listener_that_comes_later() {
-    let dir = TempDir::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let guest = Guest::new(&ChardevConfig::UnixReconnect { path: path.clone(), seconds: 1 }, None);
     let listener = UnixListener::bind(&path).unwrap();
@@ -517,15 +517,15 @@ fn a_client_that_reconnects_finds_a_listener_that_comes_later() {
 
 #[test]
 fn a_listener_that_waits_has_its_client_from_the_start() {
-    let dir = TempDir::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    let client = std::thread::spawn({
+    let client = thread::spawn({
         let path = path.clone();
         move || loop {
             if let Ok(client) = UnixStream::connect(&path) {
                 return client;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     });
     let guest = Guest::new(&ChardevConfig::UnixWait(path), None);
@@ -535,7 +535,7 @@ fn a_listener_that_waits_has_its_client_from_the_start() {
 
 #[test]
 fn a_file_that_is_appended_to_keeps_what_it_had() {
-    let dir = TempDir::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     fs::write(&path, "before ").unwrap();
     let guest = Guest::new(&ChardevConfig::FileAppend(path.clone()), None);

@@ -131,27 +131,20 @@ fn hub(command: &Command, netdevs: &mut Registry<NetBackendConfig>) -> Result<Ve
             }
         }
     }
-    match (alone.len(), networks.len()) {
-        (0, 0) | (1, 1) => {}
-        (1, 0) => {
-            return Err(alone
-                .remove(0)
-                .0
-                .refuse("nothing is behind this card; add netdev=ID, or '-net user'"));
+    match (alone.pop(), networks.pop()) {
+        (None, None) => {}
+        (Some((_, mac, id)), Some((_, netdev, backend))) if alone.is_empty() && networks.is_empty() => {
+            cards.push(Card { mac, mtu: None, id, netdev, backend });
         }
-        (0, 1) => {
-            log::warn!("{}: no card is in front of it, so it is left alone", networks.remove(0).0.source())
+        (None, Some((opts, ..))) => {
+            log::warn!("{}: no card is in front of it, so it is left alone", opts.source());
         }
-        _ => {
-            let (opts, _, _) = alone.into_iter().next().map_or_else(
-                || Err(networks.remove(0).0.refuse("a network without a card; use -netdev and -device")),
-                Ok,
-            )?;
+        (Some((opts, ..)), None) => {
+            return Err(opts.refuse("nothing is behind this card; add netdev=ID, or '-net user'"));
+        }
+        (Some((opts, ..)), Some(_)) => {
             return Err(opts.refuse("more than one card and one network need names; use -netdev and -device"));
         }
-    }
-    if let (Some((_, mac, id)), Some((_, netdev, backend))) = (alone.pop(), networks.pop()) {
-        cards.push(Card { mac, mtu: None, id, netdev, backend });
     }
     Ok(cards)
 }

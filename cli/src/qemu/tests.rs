@@ -11,6 +11,9 @@ use hvrun_vmm::virtio::net::{CommonOptions, NetBackendConfig, NetConfig};
 use hvrun_vmm::virtio::rng::RngConfig;
 use hvrun_vmm::{Accel, MonitorConfig, MonitorKind, MonitorPlace, Transport};
 
+use proptest::prelude::*;
+
+use super::table::OPTIONS;
 use super::*;
 
 /// Words are separated by spaces; a `~` stands for a space within one.
@@ -341,10 +344,10 @@ fn where_the_serial_port_goes() {
 
 #[test]
 fn nographic_has_a_monitor_behind_the_serial_port_unless_one_is_said() {
-    let shared = MonitorConfig { kind: MonitorKind::Hmp, to: MonitorPlace::Serial, pretty: false };
-    assert_eq!(config("-nographic").monitors, [shared.clone()]);
-    assert_eq!(config("-serial mon:stdio").monitors, [shared.clone()]);
-    assert_eq!(config("-chardev stdio,id=c,mux=on -serial chardev:c -mon chardev=c").monitors, [shared]);
+    let shared = [MonitorConfig { kind: MonitorKind::Hmp, to: MonitorPlace::Serial, pretty: false }];
+    assert_eq!(config("-nographic").monitors, shared);
+    assert_eq!(config("-serial mon:stdio").monitors, shared);
+    assert_eq!(config("-chardev stdio,id=c,mux=on -serial chardev:c -mon chardev=c").monitors, shared);
     for line in ["-nographic -monitor none", "-nographic -serial stdio", "-nographic -nodefaults"] {
         assert_eq!(config(line).monitors, [], "{line}");
     }
@@ -589,4 +592,18 @@ fn every_config_survives_json() {
     let config = config(&format!("{RUN_SCRIPT} {DRIVER}"));
     let json = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
+}
+
+proptest! {
+    #[test]
+    fn no_command_line_makes_it_panic(
+        words in prop::collection::vec((0..OPTIONS.len(), "([a-z0-9.:-]{0,8}[,=]){0,4}.{0,6}"), 0..8)
+    ) {
+        let args = words.iter().flat_map(|(option, argument)| {
+            let spec = &OPTIONS[*option];
+            let name = format!("-{}", spec.name);
+            std::iter::once(name).chain(spec.argument.map(|_| argument.clone()))
+        });
+        let _ = parse("qemu-system-aarch64", args.map(OsString::from));
+    }
 }

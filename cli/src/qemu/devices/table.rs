@@ -167,7 +167,7 @@ pub fn find(name: &str) -> Option<(&'static Spec, Bus)> {
 
 /// What ends the message about a device that there is not.
 pub fn suggestion(name: &str) -> String {
-    let names = supported().flat_map(|spec| names(spec));
+    let names = supported().flat_map(names);
     let names: Vec<String> = names.collect();
     did_you_mean(name, names.iter().map(String::as_str))
 }
