@@ -106,6 +106,15 @@ fn a_reset_ends_the_machine_under_no_reboot() -> Result<()> {
 }
 
 #[test]
+fn nographic_has_the_serial_port_on_standard_output() -> Result<()> {
+    let (_dir, kernel) = Program::new().print("HELLO\n").power_off().file()?;
+    let args = ["-M", "virt", "-accel", "tcg", "-nographic", "-kernel", text(&kernel)?];
+    let outcome = qemu().args(args).run()?;
+    assert_eq!((outcome.code, outcome.serial.as_str()), (Some(0), "HELLO\n"), "{}", outcome.stderr);
+    Ok(())
+}
+
+#[test]
 fn the_pidfile_is_gone_at_the_end() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let pidfile = dir.path().join("pid");

@@ -550,8 +550,9 @@ mod tests {
     fn disk_that_cannot_be_is_refused_with_its_path() {
         let mut config = config();
         config.disks = vec![DiskConfig { queues: 99, ..DiskConfig::new("/d.raw") }];
-        let message = config.validate().unwrap_err().to_string();
-        assert!(message.contains("/d.raw") && message.contains("99"), "{message}");
+        let error = config.validate().unwrap_err();
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(error.to_string().contains("/d.raw") && cause.contains("99"), "{error}: {cause}");
     }
 
     #[test]
