@@ -90,6 +90,8 @@ pub struct MachineConfig {
 pub struct LifecycleConfig {
     /// A guest's reset ends the machine instead of rebooting it.
     pub no_reboot: bool,
+    /// The machine waits for [`crate::MachineControl::resume`] before its first instruction.
+    pub paused: bool,
 }
 
 /// A way for a person or a program to control the machine while it runs.
@@ -254,9 +256,6 @@ pub enum ConfigError {
         /// How many it can carry.
         most: u32,
     },
-    /// A monitor that has somebody waiting for it.
-    #[error("monitors are not there yet, and {0} asks for one; leave it out")]
-    Monitor(ChardevConfig),
     /// An empty list of accelerators.
     #[error("accel: no accelerator is named; the accelerators are hvf, kvm and soft")]
     NoAccel,

@@ -26,6 +26,7 @@ pub mod size;
 
 mod devices;
 mod lifecycle;
+mod monitor;
 mod ram;
 mod signals;
 mod sys;
@@ -41,5 +42,5 @@ pub use hvrun_devices::backend::chardev as serial;
 pub use hvrun_devices::backend::{disk, net, ninep};
 pub use hvrun_devices::virtio;
 pub use machine::{BuildError, Machine, MachineBuilder};
-pub use running::{MachineControl, Outcome, RunError, RunningMachine};
+pub use running::{Cause, MachineControl, MachineEvent, Outcome, RunError, RunState, RunningMachine};
 pub use size::{MemorySize, SizeError};

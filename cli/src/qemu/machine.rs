@@ -71,6 +71,7 @@ pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<Option<Str
     }
     config.memory = MemorySize::from_bytes(memory(command)?.unwrap_or(DEFAULT_MEMORY));
     config.lifecycle.no_reboot = command.has(Id::NoReboot);
+    config.lifecycle.paused = command.has(Id::Paused);
     action(command, config)?;
     Ok(backend)
 }

@@ -7,6 +7,7 @@ use super::nearest::did_you_mean;
 pub enum Id {
     Help,
     Version,
+    Paused,
     PrintConfig,
     Readconfig,
     Machine,
@@ -96,8 +97,7 @@ const fn no(name: &'static str, argument: &'static str, why: &'static str) -> Sp
 /// Why there is nothing of a firmware's.
 pub const NO_FIRMWARE: &str = "UEFI firmware is not there yet; boot a kernel with -kernel";
 const NO_FLASH: &str = "pflash is for UEFI firmware, which is not there yet; boot a kernel with -kernel";
-const NO_PAUSE: &str =
-    "a machine cannot be kept paused yet; it runs from its start until the guest powers off";
+const NO_PAUSE: &str = "a machine whose guest has powered off cannot be kept; it ends";
 const NO_SNAPSHOT: &str = "snapshots of a machine are not there yet";
 const NO_DEBUGGER: &str = "a debugger's server is not there yet";
 const NO_REPLAY: &str = "counted instructions are not there; the guest's clock is real time";
@@ -245,7 +245,7 @@ pub const OPTIONS: &[Spec] = &[
     no("mtdblock", "FILE", "this machine has no flash disks; use -drive if=virtio"),
     no("mem-path", "PATH", "memory is anonymous; leave it out"),
     no("no-shutdown", "", NO_PAUSE),
-    no("S", "", NO_PAUSE),
+    on("S", "", Id::Paused, "wait for a monitor's cont before the first instruction"),
     no("loadvm", "TAG", NO_SNAPSHOT),
     no("incoming", "URI", NO_SNAPSHOT),
     no("gdb", "DEVICE", NO_DEBUGGER),
