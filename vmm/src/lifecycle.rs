@@ -184,12 +184,12 @@ impl Lifecycle {
             }
             let (paused, stopped_for) = (state.paused, state.stopped_for);
             if let Some(cpu) = state.each.get_mut(id as usize) {
-                if std::mem::take(&mut cpu.asked) {
-                    return Pass::Describe;
-                }
                 if !paused && cpu.stopped_for != stopped_for {
                     cpu.stopped_for = stopped_for;
                     return Pass::Clock(stopped_for);
+                }
+                if std::mem::take(&mut cpu.asked) {
+                    return Pass::Describe;
                 }
             }
             if !state.paused {
@@ -237,6 +237,7 @@ impl Lifecycle {
             match prepared {
                 Ok(boot) => {
                     state.boot = boot;
+                    state.boots = boots + 1;
                     state.fresh = true;
                     event = Some(MachineEvent::Reset(state.reset_by));
                 }
@@ -247,16 +248,13 @@ impl Lifecycle {
                 }
             }
             state.gathered = 0;
-            state.boots = boots + 1;
             if state.phase != Phase::Ending {
                 state.phase = Phase::Running;
             }
             self.changed.notify_all();
         }
-        let pass = match state.phase {
-            Phase::Ending => Pass::End,
-            _ => Pass::Restart(state.boot),
-        };
+        // Also if the machine ends meanwhile: a backend may count on every vCPU to take part.
+        let pass = if state.boots == boots { Pass::End } else { Pass::Restart(state.boot) };
         drop(state);
         if let Some(event) = event {
             self.tell(event);
