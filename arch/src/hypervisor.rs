@@ -7,6 +7,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -241,6 +242,14 @@ pub trait Vcpu {
 
     /// Puts this CPU into its reset state: vCPU 0 at `boot`, the others powered off.
     fn reset(&mut self, boot: BootState) -> Result<(), HypervisorError>;
+
+    /// Says for how long, since the machine was made, all its vCPUs together were stopped: time that the guest's virtual counter leaves
+    /// out. Every vCPU is told, with the same value, before it runs again. A backend that cannot keep the counter does nothing, and the
+    /// guest sees time pass.
+    fn set_stopped_time(&mut self, total: Duration) -> Result<(), HypervisorError> {
+        let _ = total;
+        Ok(())
+    }
 
     /// A human-readable dump of the registers, for fault reports and monitors.
     fn describe(&self) -> String;

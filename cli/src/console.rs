@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use hvrun_vmm::serial::escape::{EscapeCommand, EscapeFilter};
 use hvrun_vmm::serial::terminal::{self, RawTerminal};
 use hvrun_vmm::serial::{InputFilter, StdioStreams};
-use hvrun_vmm::{MachineBuilder, MachineConfig, MachineControl};
+use hvrun_vmm::{MachineBuilder, MachineConfig, MachineControl, MonitorPlace};
 
 /// Gives the terminal its mode back before a panic's message is printed.
 pub fn restore_on_panic() {
@@ -42,12 +42,15 @@ pub struct Console {
     remote: Remote,
     /// The serial port or a console is on standard input and output.
     on_stdio: bool,
+    /// A monitor shares the serial port, so the machine looks for the keys itself.
+    shared: bool,
 }
 
 impl Console {
     /// The person's side of the machine that `config` describes, which is not there yet.
     pub fn new(config: &MachineConfig) -> Self {
-        Console { remote: Remote::default(), on_stdio: config.is_on_stdio() }
+        let shared = config.monitors.iter().any(|monitor| monitor.to == MonitorPlace::Serial);
+        Console { remote: Remote::default(), on_stdio: config.is_on_stdio(), shared }
     }
 
     /// What keys and signals control.
@@ -67,7 +70,7 @@ impl Console {
         let input = stdin.as_fd().try_clone_to_owned().context("cannot use standard input")?;
         let output = io::stdout().as_fd().try_clone_to_owned().context("cannot use standard output")?;
         // What comes through a pipe is data; only a person types Ctrl-A X.
-        let filter = stdin.is_terminal().then(|| self.keys());
+        let filter = (stdin.is_terminal() && !self.shared).then(|| self.keys());
         Ok(StdioStreams { input: Some(input), output, filter })
     }
 
@@ -78,7 +81,7 @@ impl Console {
             match command {
                 EscapeCommand::Quit => machine.stop(),
                 EscapeCommand::Break => machine.send_break(),
-                // The filter answers Help itself, and there is no monitor to switch to.
+                // The filter answers Help itself, and where there is a monitor to switch to, there is no filter.
                 EscapeCommand::Help | EscapeCommand::Monitor => {}
             }
         }))

@@ -84,8 +84,9 @@ pub const OPTIONS: [Spec; 19] = [
         Some("TO"),
         &[
             "where the guest's serial port ttyAMA0 goes: stdio, file:PATH,",
-            "unix:PATH (listens), unix-connect:PATH, pty or none (default",
-            "stdio)",
+            "append:PATH, unix:PATH (listens), unix-wait:PATH (and waits),",
+            "unix-connect:PATH, unix-reconnect:SECONDS:PATH (again and",
+            "again), pty or none (default stdio)",
         ],
     ),
     spec(
@@ -213,7 +214,7 @@ pub fn nearest(name: &str) -> Option<&'static str> {
 }
 
 /// Levenshtein's edit distance.
-fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, from) in a.chars().enumerate() {
         let mut diagonal = i;

@@ -502,6 +502,49 @@ fn a_client_stuck_in_output_gives_way_when_it_hangs_up() {
 }
 
 #[test]
+fn a_client_that_reconnects_finds_a_listener_that_comes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let guest = Guest::new(&ChardevConfig::UnixReconnect { path: path.clone(), seconds: 1 }, None);
+    let listener = UnixListener::bind(&path).unwrap();
+    for text in [b"first", b"again"] {
+        let (mut far, _) = listener.accept().unwrap();
+        until_connected(&guest, &mut far);
+        guest.print(text);
+        assert_eq!(read_exactly(&mut far, text.len()), text);
+    }
+}
+
+#[test]
+fn a_listener_that_waits_has_its_client_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let client = thread::spawn({
+        let path = path.clone();
+        move || loop {
+            if let Ok(client) = UnixStream::connect(&path) {
+                return client;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let guest = Guest::new(&ChardevConfig::UnixWait(path), None);
+    guest.print(b"hello");
+    assert_eq!(read_exactly(&mut client.join().unwrap(), 5), b"hello");
+}
+
+#[test]
+fn a_file_that_is_appended_to_keeps_what_it_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::write(&path, "before ").unwrap();
+    let guest = Guest::new(&ChardevConfig::FileAppend(path.clone()), None);
+    guest.print(b"after");
+    drop(guest);
+    assert_eq!(fs::read(&path).unwrap(), b"before after");
+}
+
+#[test]
 fn the_socket_file_goes_away_with_the_machine() {
     let dir = tempfile::tempdir().unwrap();
     let (guest, client) = unix_guest(dir.path());

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -45,12 +46,18 @@ pub struct Hvrun {
     input: Input,
     limit: Duration,
     shell: Option<String>,
+    called: Option<String>,
 }
 
 impl Hvrun {
     /// hvrun with no arguments but those added with [`Hvrun::arg`].
     pub fn new() -> Self {
-        Hvrun { args: Vec::new(), input: Input::default(), limit: BARE_LIMIT, shell: None }
+        Hvrun { args: Vec::new(), input: Input::default(), limit: BARE_LIMIT, shell: None, called: None }
+    }
+
+    /// hvrun by another name, such as one of QEMU's, and with the time that a Linux guest may take.
+    pub fn called(name: &str) -> Self {
+        Hvrun { called: Some(name.to_owned()), limit: LINUX_LIMIT, ..Self::new() }
     }
 
     /// Debian's kernel and the test initrd on the software CPU.
@@ -147,6 +154,9 @@ impl Hvrun {
             (_, Some(script)) => in_shell(script),
             _ => Command::new(&binary),
         };
+        if let Some(name) = &self.called {
+            command.arg0(name);
+        }
         command.args(&self.args).env_remove("RUST_LOG");
         let (stdin, stdout, stderr) = match &self.input {
             Input::Pipe => (Stdio::piped(), Stdio::piped(), Stdio::piped()),

@@ -67,6 +67,9 @@ pub struct MachineConfig {
     /// Serial ports for the guest's programs: `/dev/virtio-ports/NAME`.
     #[serde(default)]
     pub ports: Vec<PortConfig>,
+    /// Monitors: ways to control the machine while it runs.
+    #[serde(default)]
+    pub monitors: Vec<MonitorConfig>,
     /// A source of entropy.
     #[serde(default = "default_rng")]
     pub rng: Option<RngConfig>,
@@ -87,6 +90,48 @@ pub struct MachineConfig {
 pub struct LifecycleConfig {
     /// A guest's reset ends the machine instead of rebooting it.
     pub no_reboot: bool,
+    /// The machine waits for [`crate::MachineControl::resume`] before its first instruction.
+    pub paused: bool,
+}
+
+/// A way for a person or a program to control the machine while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorConfig {
+    /// Whom it is for.
+    pub kind: MonitorKind,
+    /// Where it is.
+    pub to: MonitorPlace,
+    /// Its JSON is laid out for people to read. Only for [`MonitorKind::Qmp`].
+    #[serde(default)]
+    pub pretty: bool,
+}
+
+/// Whom a monitor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MonitorKind {
+    /// People: QEMU's monitor with its prompt.
+    Hmp,
+    /// Programs: QEMU's machine protocol.
+    Qmp,
+}
+
+/// Where a monitor is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MonitorPlace {
+    /// On a character device of its own.
+    Own(ChardevConfig),
+    /// Where the serial port is; Ctrl-A C switches between the two.
+    Serial,
+}
+
+impl MonitorConfig {
+    /// A monitor on a character device of its own.
+    pub fn new(kind: MonitorKind, to: ChardevConfig) -> Self {
+        MonitorConfig { kind, to: MonitorPlace::Own(to), pretty: false }
+    }
 }
 
 fn default_rng() -> Option<RngConfig> {
@@ -195,7 +240,7 @@ pub enum ConfigError {
     NetId(String),
     /// Two ports on the same standard streams.
     #[error(
-        "stdio: only one of serial port, consoles and ports can be there; put the serial port elsewhere with --serial none"
+        "stdio: only one of serial port, consoles, ports and monitors can be there; put the serial port elsewhere with --serial none"
     )]
     StdioTwice,
     /// Consoles and ports that cannot be.
@@ -291,6 +336,7 @@ impl MachineConfig {
             nets: Vec::new(),
             consoles: Vec::new(),
             ports: Vec::new(),
+            monitors: Vec::new(),
             rng: default_rng(),
             balloon: None,
             transport: Transport::default(),
@@ -298,14 +344,28 @@ impl MachineConfig {
         }
     }
 
-    /// Where the serial port, the consoles and the ports go.
-    fn places(&self) -> impl Iterator<Item = &ChardevConfig> {
+    /// Where the consoles, the ports and the monitors with a place of their own go.
+    fn places_without_serial(&self) -> impl Iterator<Item = &ChardevConfig> {
         let consoles = self.consoles.iter().map(|console| &console.to);
         let ports = self.ports.iter().map(|port| &port.to);
-        std::iter::once(&self.serial).chain(consoles).chain(ports)
+        let monitors = self.monitors.iter().filter_map(|monitor| match &monitor.to {
+            MonitorPlace::Own(to) => Some(to),
+            MonitorPlace::Serial => None,
+        });
+        consoles.chain(ports).chain(monitors)
     }
 
-    /// Whether a serial port or console is on standard input and output.
+    /// All of these, and the serial port's.
+    fn places(&self) -> impl Iterator<Item = &ChardevConfig> {
+        std::iter::once(&self.serial).chain(self.places_without_serial())
+    }
+
+    /// Whether a console, port or monitor is on standard input and output, wherever the serial port is.
+    pub fn is_on_stdio_without_serial(&self) -> bool {
+        self.places_without_serial().any(|to| *to == ChardevConfig::Stdio)
+    }
+
+    /// Whether a serial port, console or monitor is on standard input and output.
     pub fn is_on_stdio(&self) -> bool {
         self.places().any(|to| *to == ChardevConfig::Stdio)
     }
@@ -507,6 +567,13 @@ mod tests {
     }
 
     #[test]
+    fn serial_port_and_monitor_cannot_both_be_on_stdio() {
+        let mut config = config();
+        config.monitors = vec![MonitorConfig::new(MonitorKind::Hmp, ChardevConfig::Stdio)];
+        assert_eq!(config.validate(), Err(ConfigError::StdioTwice));
+    }
+
+    #[test]
     fn survives_json() {
         let mut config = config();
         config.initrd = Some("/boot/initrd".into());
@@ -515,6 +582,10 @@ mod tests {
         config.shares = vec!["/nix/store:nix-store,ro".parse().unwrap()];
         config.consoles = vec!["unix:/tmp/shell".parse().unwrap()];
         config.ports = vec!["name=org.example.0,to=none".parse().unwrap()];
+        config.monitors = vec![
+            MonitorConfig::new(MonitorKind::Qmp, ChardevConfig::Unix("/tmp/qmp".into())),
+            MonitorConfig { kind: MonitorKind::Hmp, to: MonitorPlace::Serial, pretty: false },
+        ];
         config.balloon = Some(BalloonConfig::default());
         config.transport = Transport::Mmio;
         let json = serde_json::to_string(&config).unwrap();

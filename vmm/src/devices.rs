@@ -34,6 +34,7 @@ pub(crate) struct Devices {
     pub(crate) bus: Arc<Bus>,
     pub(crate) uart: Arc<Pl011>,
     pub(crate) gpio: Arc<Pl061>,
+    pub(crate) pci: Arc<PciHost>,
     pub(crate) virtio: Virtio,
 }
 
@@ -42,6 +43,8 @@ pub(crate) struct Devices {
 pub(crate) struct Virtio {
     /// All of them, in the order in which the guest shall find them.
     pub(crate) all: Vec<Arc<dyn VirtioDevice>>,
+    /// The disks, in their order.
+    pub(crate) disks: Vec<Arc<Disk>>,
     /// The one with the consoles and ports.
     pub(crate) console: Option<Arc<Console>>,
     /// The network cards, in their order.
@@ -77,7 +80,7 @@ impl Devices {
             Transport::Mmio => insert_mmio(chassis, &bus, &virtio.all)?,
             Transport::Pci => plug(chassis, &pci, &virtio.all)?,
         }
-        Ok(Devices { bus, uart, gpio, virtio })
+        Ok(Devices { bus, uart, gpio, pci, virtio })
     }
 
     /// Waits until the last output of serial port and consoles has left, at most for `timeout` each. Says whether it has.
@@ -97,7 +100,9 @@ pub(crate) fn open_virtio(
     let devices = &mut virtio.all;
     for disk in &config.disks {
         let failed = |source| BuildError::DiskThreads { path: disk.path.clone(), source };
-        devices.push(Arc::new(VirtioBlock::for_disk(Disk::open(disk)?).map_err(failed)?));
+        let open = Disk::open(disk)?;
+        devices.push(Arc::new(VirtioBlock::for_disk(open.clone()).map_err(failed)?));
+        virtio.disks.push(open);
     }
     for share in &config.shares {
         devices.push(Arc::new(Fs9p::new(Share::open(share)?)));

@@ -26,17 +26,21 @@ pub mod size;
 
 mod devices;
 mod lifecycle;
+mod monitor;
 mod ram;
 mod signals;
 mod sys;
 mod vcpu;
 
-pub use config::{ConfigError, LifecycleConfig, MachineConfig, Transport, parse_accels};
+pub use config::{
+    ConfigError, LifecycleConfig, MachineConfig, MonitorConfig, MonitorKind, MonitorPlace, Transport,
+    parse_accels,
+};
 pub use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 pub use hvrun_boot::BootError;
 pub use hvrun_devices::backend::chardev as serial;
-pub use hvrun_devices::backend::net;
+pub use hvrun_devices::backend::{disk, net, ninep};
 pub use hvrun_devices::virtio;
 pub use machine::{BuildError, Machine, MachineBuilder};
-pub use running::{MachineControl, Outcome, RunError, RunningMachine};
+pub use running::{Cause, MachineControl, MachineEvent, Outcome, RunError, RunState, RunningMachine};
 pub use size::{MemorySize, SizeError};

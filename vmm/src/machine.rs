@@ -23,6 +23,7 @@ use hvrun_devices::virtio::pci::VirtioPciError;
 use crate::config::{AddressSpace, ConfigError, MachineConfig, Transport};
 use crate::devices::{self, Chassis, Devices};
 use crate::lifecycle::Lifecycle;
+use crate::monitor::{Key, Monitors, Mux, Parts, Remote, Sessions};
 use crate::ram::{self, RamError};
 use crate::running::{MachineControl, RunError, RunningMachine};
 use crate::signals;
@@ -45,6 +46,9 @@ pub enum BuildError {
     /// The serial port cannot be connected.
     #[error(transparent)]
     Serial(#[from] ChardevError),
+    /// A monitor cannot be connected.
+    #[error("cannot connect a monitor")]
+    Monitor(#[source] ChardevError),
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -131,6 +135,8 @@ impl MachineBuilder {
         let MachineBuilder { config, serial, mut stdio, hypervisor, virtio: others } = self;
         config.validate()?;
         let mut boot_config = boot_config(&config)?;
+        // Before anything connects to a socket: whoever accepts that may connect to these at once.
+        let mut monitors = Monitors::listen(&config).map_err(BuildError::Monitor)?;
         let mut virtio = devices::open_virtio(&config, &mut stdio)?;
         virtio.all.extend(others);
         if config.transport == Transport::Mmio {
@@ -154,10 +160,12 @@ impl MachineBuilder {
             gic: config.gic,
         })?;
         let boot = boot_state(hvrun_boot::load(&memory, &layout, &boot_config)?);
+        monitors.connect(&mut stdio).map_err(BuildError::Monitor)?;
         let serial = match serial {
             Some(serial) => serial,
             None => chardev::open(&config.serial, stdio)?,
         };
+        let (serial, mux) = share_serial(serial, &mut monitors);
         if let Some(balloon) = config.balloon {
             virtio.all.push(devices::open_balloon(balloon, vm.as_ref(), &memory)?);
         }
@@ -165,18 +173,48 @@ impl MachineBuilder {
             Chassis { vm: vm.as_ref(), layout: &layout, memory: &memory, transport: config.transport };
         let devices = Devices::new(&chassis, serial, virtio)?;
         log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
-        Ok(Machine {
-            inner: Arc::new(Inner {
-                cpus: config.cpus,
-                lifecycle: Arc::new(Lifecycle::new(config.cpus, config.lifecycle.no_reboot, boot)),
-                vm,
-                devices,
-                memory,
-                layout,
-                boot: boot_config,
-            }),
-        })
+        let mut inner = Inner {
+            cpus: config.cpus,
+            lifecycle: Arc::new(Lifecycle::new(config.cpus, config.lifecycle, boot)),
+            vm,
+            devices,
+            memory,
+            layout,
+            boot: boot_config,
+            sessions: Sessions::default(),
+        };
+        let control = MachineControl::new(&inner);
+        if let Some(mux) = mux {
+            let control = control.clone();
+            mux.on_key(move |key| match key {
+                Key::Quit => control.stop(),
+                Key::Break => control.send_break(),
+            });
+        }
+        let remote = Remote::new(Parts {
+            control: control.clone(),
+            config: Arc::new(config),
+            accel,
+            bus: Arc::downgrade(&inner.devices.bus),
+            pci: Arc::downgrade(&inner.devices.pci),
+            disks: inner.devices.virtio.disks.iter().map(Arc::downgrade).collect(),
+        });
+        inner.sessions = monitors.start(remote, &control).map_err(BuildError::Monitor)?;
+        Ok(Machine { inner: Arc::new(inner) })
     }
+}
+
+/// The serial port's end of `serial`, where a monitor may be behind it.
+fn share_serial(
+    serial: Arc<dyn CharBackend>,
+    monitors: &mut Monitors,
+) -> (Arc<dyn CharBackend>, Option<Arc<Mux>>) {
+    if !monitors.is_on_serial() {
+        return (serial, None);
+    }
+    let mux = Mux::new(serial);
+    monitors.put_on_serial(mux.monitor());
+    (mux.serial(), Some(mux))
 }
 
 impl fmt::Debug for MachineBuilder {
@@ -247,13 +285,15 @@ pub(crate) struct Inner {
     memory: GuestMemory,
     layout: Layout,
     boot: BootConfig,
+    /// The monitors at work.
+    sessions: Sessions,
 }
 
 impl Inner {
     /// Puts everything but the vCPUs back into the first state: devices, then interrupt controller and power states, then RAM
     /// with the kernel loaded afresh and new seeds in the device tree. No vCPU may run. The serial port's connection stays.
     pub(crate) fn reset(&self) -> Result<BootState, RunError> {
-        log::info!("the guest resets the machine");
+        log::info!("the machine is reset");
         self.devices.bus.reset();
         self.vm.reset();
         ram::discard(&self.memory).map_err(RunError::ResetMemory)?;
@@ -268,6 +308,7 @@ impl fmt::Debug for Inner {
             .field("cpus", &self.cpus)
             .field("lifecycle", &self.lifecycle)
             .field("bus", &self.devices.bus)
+            .field("monitors", &self.sessions)
             .finish_non_exhaustive()
     }
 }

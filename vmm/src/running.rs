@@ -32,6 +32,58 @@ pub enum Outcome {
     Stopped,
 }
 
+/// What a machine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// It is paused, and nothing has run since its start or its last reset.
+    Prelaunch,
+    /// It runs.
+    Running,
+    /// [`MachineControl::pause`] was called.
+    Paused,
+    /// It has ended.
+    Shutdown,
+}
+
+/// Why a machine ends or is reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The guest powered off.
+    GuestShutdown,
+    /// The guest reset itself.
+    GuestReset,
+    /// [`MachineControl::reset`] was called.
+    HostReset,
+    /// A monitor's `quit`.
+    HostQuit,
+    /// [`MachineControl::stop`] was called: a signal, a key, an embedding program.
+    HostSignal,
+    /// An error.
+    HostError,
+}
+
+impl Cause {
+    /// Whether the guest did it.
+    pub fn is_guest(self) -> bool {
+        matches!(self, Cause::GuestShutdown | Cause::GuestReset)
+    }
+}
+
+/// What happens to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// It was paused.
+    Stopped,
+    /// It goes on.
+    Resumed,
+    /// It was reset.
+    Reset(Cause),
+    /// It is about to end.
+    Shutdown(Cause),
+    /// Its power button was pressed.
+    PowerButton,
+}
+
 /// What ends a machine that ran, or was about to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -94,7 +146,7 @@ impl RunningMachine {
                 match vcpu::spawn(&inner, id) {
                     Ok(thread) => running.threads.push(thread),
                     Err(error) => {
-                        inner.lifecycle.end(Err(error));
+                        inner.lifecycle.end(Err(error), Cause::HostError);
                         break;
                     }
                 }
@@ -146,7 +198,7 @@ impl RunningMachine {
 
 impl Drop for RunningMachine {
     fn drop(&mut self) {
-        self.inner.lifecycle.stop();
+        self.inner.lifecycle.stop(Cause::HostSignal);
         self.join();
     }
 }
@@ -173,13 +225,58 @@ impl MachineControl {
     /// Ends the machine as if its plug were pulled; [`RunningMachine::wait`] returns [`Outcome::Stopped`] soon. Returns at
     /// once. Before [`Machine::start`] it makes the start futile.
     pub fn stop(&self) {
-        self.lifecycle.stop();
+        self.lifecycle.stop(Cause::HostSignal);
+    }
+
+    /// The same on behalf of a monitor.
+    pub(crate) fn quit(&self) {
+        self.lifecycle.stop(Cause::HostQuit);
+    }
+
+    /// Stops the guest's CPUs until [`MachineControl::resume`]; returns when they have stopped. Time stands still for the guest:
+    /// its virtual counter leaves out the pause. What devices have begun (a disk's write, a frame from the network) they finish. Does
+    /// nothing if the machine is paused already.
+    pub fn pause(&self) {
+        self.lifecycle.pause();
+    }
+
+    /// Lets a paused machine go on.
+    pub fn resume(&self) {
+        self.lifecycle.resume();
+    }
+
+    /// Resets the machine as if its reset button were pressed: soon, not at once. Where the configuration says `no_reboot`, it ends. A
+    /// paused machine stays paused.
+    pub fn reset(&self) {
+        self.lifecycle.reset(Cause::HostReset);
+    }
+
+    /// What the machine does.
+    pub fn run_state(&self) -> RunState {
+        self.lifecycle.run_state()
+    }
+
+    /// From now on, `observer` hears of what happens to the machine, on whatever thread it happens: it must return soon, and may not
+    /// call [`MachineControl::pause`].
+    pub fn observe(&self, observer: impl Fn(MachineEvent) + Send + Sync + 'static) {
+        self.lifecycle.observe(Box::new(observer));
+    }
+
+    /// The registers of CPU `id`, as text; none unless the machine was started and has not ended.
+    pub fn registers(&self, id: u32) -> Option<String> {
+        self.lifecycle.registers(id)
+    }
+
+    /// The host's numbers for the threads of the CPUs.
+    pub fn cpu_threads(&self) -> Vec<u64> {
+        self.lifecycle.threads()
     }
 
     /// Presses the power button: a guest that listens to it shuts down in its own time.
     pub fn power_button(&self) {
         if let Some(gpio) = self.gpio.upgrade() {
             signals::blocked(|| gpio.press_power_button());
+            self.lifecycle.tell(MachineEvent::PowerButton);
         }
     }
 
@@ -188,6 +285,11 @@ impl MachineControl {
         if let Some(uart) = self.uart.upgrade() {
             uart.receive_break();
         }
+    }
+
+    /// The network cards, in their order. Who keeps one keeps what is behind it, too.
+    pub fn nets(&self) -> Vec<Arc<Net>> {
+        self.nets.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The network card called `id`: its link, its traffic. Who keeps it keeps what is behind it, too.

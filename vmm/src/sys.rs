@@ -7,4 +7,4 @@ mod host;
 #[path = "sys/macos.rs"]
 mod host;
 
-pub(crate) use host::{discard, prefer_huge_pages};
+pub(crate) use host::{discard, prefer_huge_pages, thread_id};

@@ -11,7 +11,7 @@ use hvrun_devices::Bus;
 
 use crate::lifecycle::Pass;
 use crate::machine::Inner;
-use crate::running::{Outcome, RunError};
+use crate::running::{Cause, Outcome, RunError};
 
 /// Starts the thread of vCPU `id`. The thread makes the vCPU, runs it and drops it, and ends with the machine; should it end
 /// in any other way, so does the machine.
@@ -23,7 +23,7 @@ pub(crate) fn spawn(machine: &Arc<Inner>, id: u32) -> Result<JoinHandle<()>, Run
             Ok(Err(error)) => error,
             Err(payload) => RunError::Panicked { cpu: id, message: panic_message(payload.as_ref()) },
         };
-        machine.lifecycle.end(Err(end));
+        machine.lifecycle.end(Err(end), Cause::HostError);
     };
     thread::Builder::new()
         .name(format!("vcpu{id}"))
@@ -36,10 +36,18 @@ fn vcpu_thread(machine: &Inner, id: u32) -> Result<(), RunError> {
     let lifecycle = &machine.lifecycle;
     let failed = |source| RunError::Vcpu { cpu: id, source };
     let mut vcpu = machine.vm.create_vcpu(id, lifecycle.boot()).map_err(failed)?;
-    lifecycle.register(vcpu.kicker());
+    lifecycle.register(id, vcpu.kicker());
     loop {
-        match lifecycle.gate(|| machine.reset()) {
+        match lifecycle.gate(id, || machine.reset()) {
             Pass::Go => {}
+            Pass::Clock(stopped) => {
+                vcpu.set_stopped_time(stopped).map_err(failed)?;
+                continue;
+            }
+            Pass::Describe => {
+                lifecycle.described(id, vcpu.describe());
+                continue;
+            }
             Pass::Restart(boot) => {
                 vcpu.reset(boot).map_err(failed)?;
                 // Back to the gate: another request may have come meanwhile.
@@ -48,8 +56,8 @@ fn vcpu_thread(machine: &Inner, id: u32) -> Result<(), RunError> {
             Pass::End => return Ok(()),
         }
         match run(vcpu.as_mut(), &machine.devices.bus).map_err(failed)? {
-            Event::PowerOff => lifecycle.end(Ok(Outcome::PoweredOff)),
-            Event::Reset => lifecycle.reset(),
+            Event::PowerOff => lifecycle.end(Ok(Outcome::PoweredOff), Cause::GuestShutdown),
+            Event::Reset => lifecycle.reset(Cause::GuestReset),
             Event::Look => {}
             Event::Fault(reason) => {
                 return Err(RunError::Fault { cpu: id, reason, registers: vcpu.describe() });

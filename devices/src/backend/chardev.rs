@@ -133,11 +133,23 @@ pub enum ChardevConfig {
     Stdio,
     /// Output into a file, which is created or emptied; no input.
     File(PathBuf),
+    /// Output behind what is in a file already, which is created if it is not there; no input.
+    FileAppend(PathBuf),
     /// A unix socket that listens (server); one client at a time, and another may follow.
     Unix(PathBuf),
+    /// The same, and the machine is not made before the first client is there.
+    UnixWait(PathBuf),
     /// A unix socket that another program listens on (client). It must do so before the machine starts; when it hangs up, that
     /// was it.
     UnixConnect(PathBuf),
+    /// A unix socket that another program listens on (client), which need not do so yet: connecting is tried again, also when it
+    /// has hung up.
+    UnixReconnect {
+        /// The socket's path.
+        path: PathBuf,
+        /// Seconds between two attempts, at least 1.
+        seconds: u32,
+    },
     /// A new pseudo-terminal; its path is in the log and in [`CharBackend::terminal`].
     Pty,
     /// Output vanishes, there is no input.
@@ -146,8 +158,8 @@ pub enum ChardevConfig {
 
 impl ChardevConfig {
     /// The forms that [`FromStr`] takes, for help texts and error messages.
-    pub const FORMS: &str =
-        "stdio, file:PATH, unix:PATH (listens), unix-connect:PATH (connects), pty or none";
+    pub const FORMS: &str = "stdio, file:PATH, append:PATH, unix:PATH (listens), unix-wait:PATH (and waits for its client), \
+                             unix-connect:PATH (connects), unix-reconnect:SECONDS:PATH (again and again), pty or none";
 }
 
 impl fmt::Display for ChardevConfig {
@@ -155,7 +167,12 @@ impl fmt::Display for ChardevConfig {
         match self {
             ChardevConfig::Stdio => f.write_str("stdio"),
             ChardevConfig::File(path) => write!(f, "file:{}", path.display()),
+            ChardevConfig::FileAppend(path) => write!(f, "append:{}", path.display()),
             ChardevConfig::Unix(path) => write!(f, "unix:{}", path.display()),
+            ChardevConfig::UnixWait(path) => write!(f, "unix-wait:{}", path.display()),
+            ChardevConfig::UnixReconnect { path, seconds } => {
+                write!(f, "unix-reconnect:{seconds}:{}", path.display())
+            }
             ChardevConfig::UnixConnect(path) => write!(f, "unix-connect:{}", path.display()),
             ChardevConfig::Pty => f.write_str("pty"),
             ChardevConfig::None => f.write_str("none"),
@@ -173,6 +190,15 @@ impl FromStr for ChardevConfig {
             None if s == "pty" => Ok(ChardevConfig::Pty),
             None if s == "none" => Ok(ChardevConfig::None),
             Some(("file", path)) if !path.is_empty() => Ok(ChardevConfig::File(path.into())),
+            Some(("append", path)) if !path.is_empty() => Ok(ChardevConfig::FileAppend(path.into())),
+            Some(("unix-wait", path)) if !path.is_empty() => Ok(ChardevConfig::UnixWait(path.into())),
+            Some(("unix-reconnect", rest)) => match rest.split_once(':') {
+                Some((seconds, path)) if !path.is_empty() && !seconds.starts_with('+') => {
+                    let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0).ok_or_else(invalid)?;
+                    Ok(ChardevConfig::UnixReconnect { path: path.into(), seconds })
+                }
+                _ => Err(invalid()),
+            },
             Some(("unix", path)) if !path.is_empty() => Ok(ChardevConfig::Unix(path.into())),
             Some(("unix-connect", path)) if !path.is_empty() => Ok(ChardevConfig::UnixConnect(path.into())),
             _ => Err(invalid()),
@@ -286,7 +312,12 @@ pub fn open(
     Ok(match config {
         ChardevConfig::Stdio => Arc::new(Stream::stdio(stdio.ok_or(ChardevError::NoStdio)?)?),
         ChardevConfig::File(path) => Arc::new(Stream::file(path)?),
+        ChardevConfig::FileAppend(path) => Arc::new(Stream::file_append(path)?),
         ChardevConfig::Unix(path) => Arc::new(Stream::unix(path)?),
+        ChardevConfig::UnixWait(path) => Arc::new(Stream::unix_wait(path)?),
+        ChardevConfig::UnixReconnect { path, seconds } => {
+            Arc::new(Stream::unix_reconnect(path, Duration::from_secs((*seconds).into()))?)
+        }
         ChardevConfig::UnixConnect(path) => Arc::new(Stream::unix_connect(path)?),
         ChardevConfig::Pty => Arc::new(Stream::pty()?),
         ChardevConfig::None => Arc::new(Null),
@@ -309,7 +340,23 @@ mod tests {
 
     #[test]
     fn an_unknown_form_is_refused_with_what_would_work() {
-        for wrong in ["", "file:", "unix:", "unix-connect:", "file", "Stdio", "tcp:1234", "stdio:", "pty:"] {
+        for wrong in [
+            "",
+            "file:",
+            "unix:",
+            "unix-connect:",
+            "file",
+            "Stdio",
+            "tcp:1234",
+            "stdio:",
+            "pty:",
+            "append:",
+            "unix-wait:",
+            "unix-reconnect:/x",
+            "unix-reconnect:0:/x",
+            "unix-reconnect:1:",
+            "unix-reconnect:x:/y",
+        ] {
             let error = wrong.parse::<ChardevConfig>().unwrap_err().to_string();
             assert!(error.contains(ChardevConfig::FORMS), "{error}");
         }
@@ -317,7 +364,17 @@ mod tests {
 
     #[test]
     fn display_is_what_parses() {
-        for text in ["stdio", "none", "pty", "file:/x", "unix:/y", "unix-connect:/z"] {
+        for text in [
+            "stdio",
+            "none",
+            "pty",
+            "file:/x",
+            "append:/x",
+            "unix:/y",
+            "unix-wait:/y",
+            "unix-connect:/z",
+            "unix-reconnect:2:/z:a",
+        ] {
             assert_eq!(text.parse::<ChardevConfig>().unwrap().to_string(), text);
         }
     }

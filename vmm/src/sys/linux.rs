@@ -22,3 +22,10 @@ pub(crate) unsafe fn discard(start: *mut u8, len: usize) -> io::Result<()> {
     // SAFETY: the caller's promise; the contents may vanish.
     unsafe { madvise(start.cast(), len, Advice::LinuxDontNeed) }.map_err(io::Error::from)
 }
+
+/// The kernel's number for the calling thread.
+pub(crate) fn thread_id() -> u64 {
+    // SAFETY: the call takes nothing and cannot fail (gettid(2)).
+    let id = unsafe { libc::gettid() };
+    u64::try_from(id).unwrap_or(0)
+}

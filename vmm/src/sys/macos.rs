@@ -15,3 +15,11 @@ pub(crate) unsafe fn discard(start: *mut u8, len: usize) -> io::Result<()> {
     unsafe { std::ptr::write_bytes(start, 0, len) };
     Ok(())
 }
+
+/// The kernel's number for the calling thread.
+pub(crate) fn thread_id() -> u64 {
+    let mut id = 0;
+    // SAFETY: 0 stands for the calling thread (pthread_threadid_np(3)), whose number is written to a variable of ours.
+    unsafe { libc::pthread_threadid_np(0, &raw mut id) };
+    id
+}

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use hvrun_arch::{
     Accel, BootState, GuestMemory, Hypervisor, HypervisorError, IrqChip, Kick, Kicker, Spi, Vcpu, VcpuExit,
@@ -203,6 +204,12 @@ impl Vcpu for FakeVcpu {
         self.assert_home();
         self.log.add(format!("reset {} at {:#x}", self.id, boot.pc));
         self.steps = self.boots.pop_front().unwrap_or_default().into();
+        Ok(())
+    }
+
+    fn set_stopped_time(&mut self, _total: Duration) -> Result<(), HypervisorError> {
+        self.assert_home();
+        self.log.add(format!("clock {}", self.id));
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! What the vCPUs of one trap-level machine share: interrupt controller, power states, memory, and how to wake each other.
 //! It runs nothing; see [`super::TrapVcpu`].
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -26,8 +26,10 @@ pub struct TrapMachine {
     parks: Vec<Arc<Park>>,
     alarm: Alarm,
     memory: GuestMemory,
-    /// CNTVOFF of every vCPU, fixed by the first: the virtual counter starts at zero.
+    /// CNTVOFF of every vCPU without the time for which all were stopped, fixed by the first: the virtual counter starts at zero.
     counter_offset: OnceLock<u64>,
+    /// Ticks for which all were stopped.
+    stopped_ticks: AtomicU64,
     warnings: AtomicU32,
 }
 
@@ -58,6 +60,7 @@ impl TrapMachine {
             alarm,
             memory: config.memory.clone(),
             counter_offset: OnceLock::new(),
+            stopped_ticks: AtomicU64::new(0),
             warnings: AtomicU32::new(0),
         })
     }
@@ -108,7 +111,13 @@ impl TrapMachine {
 
     /// CNTVOFF, given the counter now.
     pub(super) fn counter_offset(&self, now: u64) -> u64 {
-        *self.counter_offset.get_or_init(|| now)
+        let first = *self.counter_offset.get_or_init(|| now);
+        first.wrapping_add(self.stopped_ticks.load(Ordering::SeqCst))
+    }
+
+    /// All vCPUs together were stopped for `ticks` so far.
+    pub(super) fn set_stopped_ticks(&self, ticks: u64) {
+        self.stopped_ticks.store(ticks, Ordering::SeqCst);
     }
 
     /// Wakes `cpu` at `at`, also out of the guest.

@@ -20,6 +20,7 @@ mod wait;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use interrupts::{HostGic, Interrupts};
 pub use machine::TrapMachine;
@@ -33,6 +34,7 @@ use super::inject::pstate;
 use super::layout;
 use super::raw::{InterruptLine, RawExit, RawVcpu, Reg};
 use super::sysreg::{MPIDR_RES1, Shadow, names};
+use super::timer::ns_to_ticks;
 use crate::hypervisor::{BootState, HypervisorError, Kicker, Vcpu, VcpuExit};
 
 /// How many exits for an unknown reason in a row are retried before the caller may look around.
@@ -246,6 +248,13 @@ impl<R: RawVcpu> Vcpu for TrapVcpu<R> {
         self.start_at(boot.pc, boot.x0)?;
         self.online = self.id == 0;
         Ok(())
+    }
+
+    fn set_stopped_time(&mut self, total: Duration) -> Result<(), HypervisorError> {
+        let ns = u64::try_from(total.as_nanos()).unwrap_or(u64::MAX);
+        self.machine.set_stopped_ticks(ns_to_ticks(ns, self.raw.counter_frequency()));
+        let offset = self.machine.counter_offset(self.raw.counter());
+        self.raw.set_vtimer_offset(offset)
     }
 
     fn describe(&self) -> String {

@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -33,7 +34,18 @@ impl Stream {
         let failed = |source| ChardevError::Socket { path: path.to_owned(), source };
         listener.set_nonblocking(true).map_err(failed)?;
         let file = SocketFile::of(path).map_err(failed)?;
-        Stream::on_sockets(&format!("unix:{}", path.display()), Some((listener, file)), None)
+        Stream::on_sockets(&format!("unix:{}", path.display()), Some((listener, file)), None, None)
+    }
+
+    /// Like [`Stream::unix`], but returns only when the first client is there.
+    pub fn unix_wait(path: &Path) -> Result<Stream, ChardevError> {
+        let listener = bind(path)?;
+        let failed = |source| ChardevError::Socket { path: path.to_owned(), source };
+        let file = SocketFile::of(path).map_err(failed)?;
+        log::info!("waiting for a client on {}", path.display());
+        let (first, _) = listener.accept().map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Stream::on_sockets(&format!("unix:{}", path.display()), Some((listener, file)), Some(first), None)
     }
 
     /// Connects to `path`, where another program listens. When that one hangs up, output vanishes from then on.
@@ -41,18 +53,32 @@ impl Stream {
         check_length(path)?;
         let failed = |source| ChardevError::Connect { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(failed)?;
-        Stream::on_sockets(&format!("unix-connect:{}", path.display()), None, Some(stream))
+        Stream::on_sockets(&format!("unix-connect:{}", path.display()), None, Some(stream), None)
+    }
+
+    /// Connects to `path` as soon as another program listens there, and again when that one has hung up; an attempt is made every
+    /// `pause`. Output in between vanishes.
+    pub fn unix_reconnect(path: &Path, pause: Duration) -> Result<Stream, ChardevError> {
+        check_length(path)?;
+        let first = UnixStream::connect(path).ok();
+        // Absolute, because the process may change its directory.
+        let absolute = std::path::absolute(path);
+        let path = absolute.map_err(|source| ChardevError::Connect { path: path.to_owned(), source })?;
+        let name = format!("unix-connect:{}", path.display());
+        let again = Reconnect { path, pause, next: Instant::now() + pause };
+        Stream::on_sockets(&name, None, first, Some(again))
     }
 
     /// Talks to whoever holds the other end of `socket`, which is put into non-blocking mode. `name` is for log lines.
     pub fn socket(name: &str, socket: UnixStream) -> Result<Stream, ChardevError> {
-        Stream::on_sockets(name, None, Some(socket))
+        Stream::on_sockets(name, None, Some(socket), None)
     }
 
     fn on_sockets(
         name: &str,
         server: Option<(UnixListener, SocketFile)>,
         first: Option<UnixStream>,
+        reconnect: Option<Reconnect>,
     ) -> Result<Stream, ChardevError> {
         let (listener, file) = server.unzip();
         let client = Client::default();
@@ -62,6 +88,7 @@ impl Stream {
             connection: Connection::None,
             client: client.clone(),
             peer: Peer::NOBODY,
+            reconnect,
         };
         if let Some(stream) = first {
             let failed = |source| ChardevError::Start { name: name.to_owned(), source };
@@ -222,6 +249,17 @@ struct UnixSource {
     connection: Connection,
     client: Client,
     peer: Peer,
+    /// How to find another peer, if that is our part.
+    reconnect: Option<Reconnect>,
+}
+
+/// Connecting again and again.
+#[derive(Debug)]
+struct Reconnect {
+    path: PathBuf,
+    pause: Duration,
+    /// When to try next.
+    next: Instant,
 }
 
 impl UnixSource {
@@ -244,7 +282,9 @@ impl UnixSource {
         self.client.disconnect();
         self.connection = Connection::None;
         self.peer = self.peer.left();
-        if self.listener.is_none() {
+        if let Some(again) = &mut self.reconnect {
+            again.next = Instant::now() + again.pause;
+        } else if self.listener.is_none() {
             log::warn!(
                 "character device {}: the other end has hung up; output vanishes from now on",
                 self.name
@@ -253,13 +293,27 @@ impl UnixSource {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        let Some(listener) = &self.listener else { return Ok(()) };
+        let Some(listener) = &self.listener else { return self.try_again() };
         match listener.accept() {
             Ok((stream, _)) => self.connect(stream),
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Ok(()),
                 _ => Err(error),
             },
+        }
+    }
+
+    /// Connects again, if it is time. (Connecting to a unix socket waits only while the listener's queue is full.)
+    fn try_again(&mut self) -> io::Result<()> {
+        let Some(again) = &mut self.reconnect else { return Ok(()) };
+        let now = Instant::now();
+        if now < again.next {
+            return Ok(());
+        }
+        again.next = now + again.pause;
+        match UnixStream::connect(&again.path) {
+            Ok(stream) => self.connect(stream),
+            Err(_) => Ok(()),
         }
     }
 }
@@ -300,5 +354,12 @@ impl Source for UnixSource {
 
     fn peer(&self) -> Peer {
         self.peer
+    }
+
+    fn recheck(&self) -> Option<Duration> {
+        match (&self.connection, &self.reconnect) {
+            (Connection::None, Some(again)) => Some(again.next.saturating_duration_since(Instant::now())),
+            _ => None,
+        }
     }
 }

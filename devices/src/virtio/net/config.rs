@@ -181,6 +181,9 @@ pub struct CommonOptions {
     /// What monitors call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// What monitors call what is behind it, if that has a name of its own (QEMU's `-netdev ...,id=NAME`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netdev: Option<String>,
 }
 
 impl CommonOptions {
@@ -202,6 +205,7 @@ impl CommonOptions {
             mtu: list.value::<Mtu>("mtu", "1500")?.map(|mtu| mtu.0),
             dump: list.text("dump", "traffic.pcap")?.map(PathBuf::from),
             id: list.text("id", "net0")?,
+            netdev: None,
         };
         list.finish()?;
         Ok((options, [&[*first], &rest[..]].concat().join(",")))
@@ -255,6 +259,7 @@ mod tests {
             mtu: Some(1400),
             dump: Some("a,b.pcap".into()),
             id: Some("lan".into()),
+            netdev: None,
         };
         assert_eq!(options, expected);
     }

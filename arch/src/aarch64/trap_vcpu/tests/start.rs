@@ -66,3 +66,16 @@ fn the_description_names_every_register_asked_for() {
         assert!(text.contains(&format!("{name}=")), "{name} is missing in {text}");
     }
 }
+
+#[test]
+fn time_for_which_all_were_stopped_is_left_out_of_every_virtual_counter() {
+    let machine = machine(2);
+    let mut first = vcpu_of(&machine, 0, Scripted::new());
+    let before = first.raw.vtimer_offset().unwrap();
+    let ticks = ns_to_ticks(3_000_000_000, first.raw.counter_frequency());
+    first.set_stopped_time(Duration::from_secs(3)).unwrap();
+    first.set_stopped_time(Duration::from_secs(3)).unwrap();
+    assert_eq!(first.raw.vtimer_offset().unwrap(), before + ticks);
+    let second = vcpu_of(&machine, 1, Scripted::new());
+    assert_eq!(second.raw.vtimer_offset().unwrap(), before + ticks);
+}

@@ -1,0 +1,257 @@
+//! The commands that people type: one table says what they are called, what they take, and what they do. Their words for errors are
+//! QEMU's.
+
+use std::fmt::Write;
+
+use hvrun_devices::backend::net::user::HostForward;
+
+use super::super::target::{ForwardError, Target};
+use super::info;
+use super::words;
+
+/// What a command says, and what happens behind its answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::monitor) struct Answer {
+    pub(in crate::monitor) text: String,
+    pub(in crate::monitor) then: Then,
+}
+
+/// See [`Answer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::monitor) enum Then {
+    /// The next command.
+    Go,
+    /// The machine's end.
+    Quit,
+}
+
+impl Answer {
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Answer { text: text.into(), then: Then::Go }
+    }
+
+    fn error(error: impl std::fmt::Display) -> Self {
+        Answer::text(format!("Error: {error}\n"))
+    }
+}
+
+/// A command.
+pub(super) struct Command {
+    /// Its name, and others that it has.
+    pub(super) names: &'static [&'static str],
+    /// What it takes, for people.
+    pub(super) takes: &'static str,
+    pub(super) about: &'static str,
+    /// How many words it takes.
+    pub(super) least: usize,
+    pub(super) most: usize,
+    pub(super) run: fn(&dyn Target, &[String]) -> Answer,
+}
+
+const fn command(
+    names: &'static [&'static str],
+    takes: &'static str,
+    about: &'static str,
+    (least, most): (usize, usize),
+    run: fn(&dyn Target, &[String]) -> Answer,
+) -> Command {
+    Command { names, takes, about, least, most, run }
+}
+
+/// Every command, by name.
+static COMMANDS: &[Command] = &[
+    command(&["cont", "c"], "", "resume emulation", (0, 0), |target, _| {
+        target.resume();
+        Answer::text("")
+    }),
+    command(&["help", "?"], "[cmd]", "show the help", (0, 2), help),
+    command(
+        &["hostfwd_add"],
+        "[netdev_id] [tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport",
+        "redirect TCP or UDP connections from host to guest",
+        (1, 2),
+        hostfwd_add,
+    ),
+    command(
+        &["hostfwd_remove"],
+        "[netdev_id] [tcp|udp]:[hostaddr]:hostport",
+        "remove a redirection from host to guest",
+        (1, 2),
+        hostfwd_remove,
+    ),
+    command(&["info"], "[subcommand]", "show various information about the system state", (0, 2), info),
+    command(&["quit", "q"], "", "quit the emulator", (0, 0), |_, _| Answer {
+        text: String::new(),
+        then: Then::Quit,
+    }),
+    command(&["set_link"], "name on|off", "change the link status of a network adapter", (2, 2), set_link),
+    command(&["stop", "s"], "", "stop emulation", (0, 0), |target, _| {
+        target.pause();
+        Answer::text("")
+    }),
+    command(&["system_powerdown"], "", "send system power down event", (0, 0), |target, _| {
+        target.power_button();
+        Answer::text("")
+    }),
+    command(&["system_reset"], "", "reset the system", (0, 0), |target, _| {
+        target.reset();
+        Answer::text("")
+    }),
+];
+
+const NO_DISPLAY: &str = "There is no display";
+const NO_KEYBOARD: &str = "There is no keyboard";
+const NO_MOUSE: &str = "There is no mouse";
+const NO_HOTPLUG: &str = "devices cannot be added to or taken from a running machine yet";
+const NO_MEDIA: &str = "a disk cannot be changed while the machine runs yet";
+const NO_SNAPSHOT: &str = "snapshots of a machine are not there yet";
+const NO_PEEKING: &str = "the guest's memory cannot be shown yet";
+
+/// Commands of QEMU that are refused, each with the reason.
+const REFUSED: &[(&str, &str)] = &[
+    ("block_resize", NO_MEDIA),
+    ("change", NO_MEDIA),
+    ("chardev-add", NO_HOTPLUG),
+    ("chardev-remove", NO_HOTPLUG),
+    ("delvm", NO_SNAPSHOT),
+    ("device_add", NO_HOTPLUG),
+    ("device_del", NO_HOTPLUG),
+    ("drive_add", NO_HOTPLUG),
+    ("drive_del", NO_HOTPLUG),
+    ("eject", NO_MEDIA),
+    ("gdbserver", "a debugger's server is not there yet"),
+    ("loadvm", NO_SNAPSHOT),
+    ("migrate", "a machine cannot move to another host yet"),
+    ("mouse_button", NO_MOUSE),
+    ("mouse_move", NO_MOUSE),
+    ("mouse_set", NO_MOUSE),
+    ("netdev_add", NO_HOTPLUG),
+    ("netdev_del", NO_HOTPLUG),
+    ("nmi", "this machine has no non-maskable interrupt"),
+    ("object_add", NO_HOTPLUG),
+    ("object_del", NO_HOTPLUG),
+    ("savevm", NO_SNAPSHOT),
+    ("screendump", NO_DISPLAY),
+    ("sendkey", NO_KEYBOARD),
+    ("x", NO_PEEKING),
+    ("xp", NO_PEEKING),
+];
+
+/// Does what `line` says.
+pub(in crate::monitor) fn execute(target: &dyn Target, line: &str) -> Answer {
+    let Ok(words) = words::split(line) else {
+        return Answer::text("unterminated string literal\n");
+    };
+    let Some((name, args)) = words.split_first() else { return Answer::text("") };
+    // QEMU allows a format behind a slash, such as x/4w.
+    let plain = name.split('/').next().unwrap_or_default();
+    if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == plain) {
+        return Answer::error(format_args!("{plain}: {why}"));
+    }
+    match COMMANDS.iter().find(|command| command.names.contains(&name.as_str())) {
+        None => Answer::text(format!("unknown command: '{name}'\n")),
+        Some(command) => run(target, command, args),
+    }
+}
+
+fn run(target: &dyn Target, command: &Command, args: &[String]) -> Answer {
+    let name = command.names.first().copied().unwrap_or_default();
+    let wrong = if args.len() < command.least {
+        "string expected"
+    } else if args.len() > command.most {
+        "extraneous characters at the end of line"
+    } else {
+        return (command.run)(target, args);
+    };
+    Answer::text(format!("{name}: {wrong}\nTry \"help {name}\" for more information\n"))
+}
+
+/// A command's line of the help.
+fn describe(text: &mut String, prefix: &str, command: &Command) {
+    let names = command.names.join("|");
+    let blank = if command.takes.is_empty() { "" } else { " " };
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{prefix}{names}{blank}{} -- {}", command.takes, command.about);
+}
+
+fn help(_target: &dyn Target, args: &[String]) -> Answer {
+    let mut text = String::new();
+    match args.first().map(String::as_str) {
+        None => COMMANDS.iter().for_each(|command| describe(&mut text, "", command)),
+        Some("info") => return Answer::text(info::help(args.get(1).map(String::as_str))),
+        Some(name) => {
+            let named = COMMANDS.iter().filter(|command| command.names.contains(&name));
+            named.for_each(|command| describe(&mut text, "", command));
+        }
+    }
+    Answer::text(text)
+}
+
+fn info(target: &dyn Target, args: &[String]) -> Answer {
+    let Some((name, args)) = args.split_first() else { return Answer::text(info::help(None)) };
+    Answer::text(match info::TOPICS.iter().find(|topic| topic.name == name) {
+        None => format!("unknown command: 'info {name}'\n"),
+        Some(topic) if !args.is_empty() && topic.takes.is_empty() => format!(
+            "info {name}: extraneous characters at the end of line\nTry \"help info {name}\" for more information\n"
+        ),
+        Some(topic) => (topic.show)(target, args.first().map(String::as_str)),
+    })
+}
+
+fn set_link(target: &dyn Target, args: &[String]) -> Answer {
+    let [name, state] = args else { return Answer::text("") };
+    let up = match state.as_str() {
+        "on" => true,
+        "off" => false,
+        _ => return Answer::error("Parameter 'up' expects 'on' or 'off'"),
+    };
+    match target.set_link(name, up) {
+        true => Answer::text(""),
+        false => Answer::error(format_args!("Device '{name}' not found")),
+    }
+}
+
+/// The network that is meant, if one is named, and what is said of it.
+fn forwarding(args: &[String]) -> (Option<&str>, &str) {
+    match args {
+        [netdev, rule, ..] => (Some(netdev), rule),
+        [rule] => (None, rule),
+        [] => (None, ""),
+    }
+}
+
+fn no_network(netdev: Option<&str>) -> Answer {
+    match netdev {
+        Some(name) => Answer::text(format!("Device '{name}' not found or no user mode network\n")),
+        None => Answer::text("user mode network stack not in use\n"),
+    }
+}
+
+fn hostfwd_add(target: &dyn Target, args: &[String]) -> Answer {
+    let (netdev, rule) = forwarding(args);
+    let forward: HostForward = match rule.parse() {
+        Ok(forward) => forward,
+        Err(error) => return Answer::error(format_args!("Invalid host forwarding rule '{rule}' ({error})")),
+    };
+    match target.add_forward(netdev, &forward) {
+        Ok(()) => Answer::text(""),
+        Err(ForwardError::NoNetwork) => no_network(netdev),
+        Err(ForwardError::Failed(why)) => {
+            Answer::error(format_args!("Could not set up host forwarding rule '{rule}' ({why})"))
+        }
+    }
+}
+
+fn hostfwd_remove(target: &dyn Target, args: &[String]) -> Answer {
+    let (netdev, rule) = forwarding(args);
+    // A rule without its guest's half; a whole one is taken, too.
+    let host = rule.split('-').next().unwrap_or_default();
+    let Ok(forward) = format!("{host}-:1").parse::<HostForward>() else {
+        return Answer::text("invalid format\n");
+    };
+    match target.remove_forward(netdev, forward.protocol, forward.host) {
+        Ok(()) => Answer::text(format!("host forwarding rule for {rule} removed\n")),
+        Err(ForwardError::NoNetwork) => no_network(netdev),
+        Err(ForwardError::Failed(_)) => Answer::text(format!("host forwarding rule for {rule} not found\n")),
+    }
+}
