@@ -7,9 +7,11 @@ mod args;
 mod console;
 mod logging;
 mod options;
+mod qemu_img;
 mod signals;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -21,7 +23,13 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     console::restore_on_panic();
-    let action = match args::parse(std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let name = Path::new(&name).file_name().unwrap_or_default();
+    if name == "qemu-img" {
+        return qemu_img::main(arguments);
+    }
+    let action = match args::parse(arguments) {
         Ok(action) => action,
         Err(error) => {
             logging::say(format_args!("{error}\ntry 'hvrun --help'"));

@@ -35,6 +35,7 @@ pub use config::{ConfigError, LifecycleConfig, MachineConfig, Transport, parse_a
 pub use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 pub use hvrun_boot::BootError;
 pub use hvrun_devices::backend::chardev as serial;
+pub use hvrun_devices::backend::disk;
 pub use hvrun_devices::backend::net;
 pub use hvrun_devices::virtio;
 pub use machine::{BuildError, Machine, MachineBuilder};
