@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hvrun_vmm::disk::image::{self, Measure};
 use hvrun_vmm::disk::{BlockBackend, ImageFormat};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::create::layout;
 use super::fail::{Fail, Result};
@@ -40,11 +40,13 @@ pub fn run(words: &Words) -> Result<u8> {
     }
     let bitmaps = source.is_some() && format == ImageFormat::Qcow2;
     if json {
-        let mut value = json!({ "required": required, "fully-allocated": fully_allocated });
-        if let (true, Some(map)) = (bitmaps, value.as_object_mut()) {
+        let mut map = Map::new();
+        if bitmaps {
             map.insert("bitmaps".to_owned(), json!(0));
         }
-        return print_json(&value);
+        map.insert("required".to_owned(), json!(required));
+        map.insert("fully-allocated".to_owned(), json!(fully_allocated));
+        return print_json(&Value::Object(map));
     }
     let bitmaps = if bitmaps { "bitmaps size: 0\n" } else { "" };
     print(&format!("required size: {required}\nfully allocated size: {fully_allocated}\n{bitmaps}"))

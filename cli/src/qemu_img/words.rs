@@ -52,8 +52,8 @@ impl Words {
                     (None, None) => String::new(),
                 };
                 parsed.options.push((option.key(), value));
-            } else if word.len() > 1 && word.starts_with('-') {
-                parsed.letters(&word[1..], known, &mut words)?;
+            } else if let Some(letters) = word.strip_prefix('-').filter(|letters| is_letters(letters)) {
+                parsed.letters(letters, known, &mut words)?;
             } else {
                 parsed.rest.push(word.clone());
             }
@@ -118,6 +118,11 @@ impl Words {
     }
 }
 
+/// Whether options follow a dash, and not a number, as in `resize FILE -1G`.
+fn is_letters(text: &str) -> bool {
+    text.starts_with(|c: char| !c.is_ascii_digit())
+}
+
 fn missing(option: &str) -> Fail {
     Fail::usage(format!("missing argument for option '{option}'"))
 }
@@ -153,6 +158,11 @@ mod tests {
     #[test]
     fn behind_two_dashes_all_are_names() {
         assert_eq!(parse("a -- -p").unwrap().rest, ["a", "-p"]);
+    }
+
+    #[test]
+    fn a_negative_number_is_no_option() {
+        assert_eq!(parse("a -1G").unwrap().rest, ["a", "-1G"]);
     }
 
     #[test]

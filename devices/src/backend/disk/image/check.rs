@@ -14,7 +14,7 @@ use super::info::{be32, be64, extensions, read_first_cluster};
 
 mod tables;
 
-use tables::{Tables, Walk};
+use tables::{Tables, Walk, check_copied};
 
 /// A file of more clusters than these is not looked at: its counts would not fit into memory.
 const MAX_CLUSTERS: u64 = 1 << 30;
@@ -137,8 +137,11 @@ pub fn check(
     let mut report =
         CheckReport { total_clusters: header.size.div_ceil(tables.cluster), ..CheckReport::default() };
     let walk = tables.walk(&mut report, found).map_err(failed())?;
-    compare(&tables, &walk, repair, &mut report, found).map_err(ImageError::io(path, "checked"))?;
-    if repair == Repair::All && version3 && flags != 0 && report.corruptions == 0 {
+    let counts =
+        compare(&tables, &walk, repair, &mut report, found).map_err(ImageError::io(path, "checked"))?;
+    let all = repair == Repair::All;
+    check_copied(&tables, &counts, all, &mut report, found).map_err(ImageError::io(path, "checked"))?;
+    if all && version3 && flags != 0 && report.corruptions == 0 {
         clear_flags(&file).map_err(ImageError::io(path, "written"))?;
     }
     locked.sync().map_err(ImageError::io(path, "synced"))?;
@@ -151,15 +154,16 @@ fn clear_flags(file: &File) -> io::Result<()> {
     file.write_all_at(&[byte[0] & !DIRTY_OR_CORRUPT], FEATURES_AT as u64)
 }
 
-/// Holds what is counted beside what was found, block by block.
+/// Holds what is counted beside what was found, block by block; returns what is counted then.
 fn compare(
     tables: &Tables<'_>,
     walk: &Walk,
     repair: Repair,
     report: &mut CheckReport,
     found: &mut dyn FnMut(&Finding),
-) -> io::Result<()> {
+) -> io::Result<Vec<u32>> {
     let per_block = tables.refcounts_per_block();
+    let mut counts = Vec::with_capacity(walk.references.len());
     let mut cluster = 0;
     while cluster < walk.references.len() as u64 {
         let index = (cluster / per_block) as usize;
@@ -176,6 +180,7 @@ fn compare(
             if refcount > 0 || references > 0 {
                 report.end_offset = (number + 1) * tables.cluster;
             }
+            counts.push(u32::try_from(refcount).unwrap_or(u32::MAX));
             if refcount == references {
                 continue;
             }
@@ -190,6 +195,9 @@ fn compare(
             if fixed {
                 set_refcount(&mut block, in_block, tables.refcount_order, references);
                 changed = true;
+                if let Some(last) = counts.last_mut() {
+                    *last = references as u32;
+                }
             }
             *match (leak, fixed) {
                 (true, false) => &mut report.leaks,
@@ -203,7 +211,7 @@ fn compare(
         }
         cluster += per_block;
     }
-    Ok(())
+    Ok(counts)
 }
 
 /// The refcount at `index`. Widths below a byte begin at the lowest bit, others are big-endian.

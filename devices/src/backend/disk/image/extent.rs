@@ -95,9 +95,9 @@ fn chain_extent(access: &Access, start: u64, max: u64) -> io::Result<Extent> {
             }
             ShallowMapping::Zero { explicit, .. } => Ok(zero(explicit)),
             ShallowMapping::Special { .. } => Ok(ExtentKind::Compressed.at(start, count, depth, true)),
-            // Behind the end of a shorter backing image there are zeros.
+            // Behind the end of a shorter backing image there are zeros, which are the front image's.
             ShallowMapping::Eof { .. } if depth > 0 => {
-                Ok(ExtentKind::Zero { hole: None }.at(start, length, depth, true))
+                Ok(ExtentKind::Zero { hole: None }.at(start, length, depth - 1, false))
             }
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         };

@@ -1,6 +1,7 @@
 //! Images that we make, as QEMU's own tool sees them.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use super::super::tests::tool::qemu_img;
 use super::*;
@@ -31,19 +32,20 @@ fn every_cluster_size_makes_a_sound_image() {
 #[test]
 fn a_failed_convert_leaves_the_old_file_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    let (source, path) = (dir.path().join("source"), dir.path().join("a"));
-    // Its cluster is beyond the file, which is found out on the way.
-    new_image(&source, 1 << 20).create().unwrap();
-    let disk = open_writable(&source, None, CacheMode::Writeback).unwrap();
-    disk.write_bytes(&[1; 65536], 0).unwrap();
-    drop(disk);
+    let (raw, source, path) = (dir.path().join("raw"), dir.path().join("source"), dir.path().join("a"));
+    fs::write(&raw, vec![1; 1 << 20]).unwrap();
+    let compress = ConvertOptions { compress: true, sync: false };
+    let disk = open(&raw, Some(ImageFormat::Raw), true).unwrap();
+    convert(&disk, &new_image(&source, 1 << 20), compress, &mut |_, _| {}).unwrap();
+    // Behind header and L1 table: compressed data, which begins with a block of a type that there is not.
+    let file = fs::OpenOptions::new().write(true).open(&source).unwrap();
+    file.write_all_at(&[0xff; 16], 2 << 16).unwrap();
     fs::write(&path, b"old").unwrap();
     let disk = open(&source, None, true).unwrap();
-    fs::OpenOptions::new().write(true).open(&source).unwrap().set_len(65536).unwrap();
     let result = convert(&disk, &new_image(&path, 1 << 20), ConvertOptions::default(), &mut |_, _| {});
-    assert!(result.is_err());
+    assert!(matches!(result, Err(ImageError::Io { what: "read", .. })), "{result:?}");
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
 }
 
 #[test]

@@ -45,8 +45,6 @@ struct Walker<'a> {
     walk: Walk,
     report: &'a mut CheckReport,
     found: &'a mut dyn FnMut(&Finding),
-    /// Entries that say "refcount is one" and entries that say it is not, of the active tables: (table, entry).
-    marked: Vec<(&'static str, u64)>,
 }
 
 impl<'a> Tables<'a> {
@@ -99,12 +97,11 @@ impl<'a> Tables<'a> {
     pub(super) fn walk(&self, report: &mut CheckReport, found: &mut dyn FnMut(&Finding)) -> io::Result<Walk> {
         let references = vec![0; usize::try_from(self.clusters).map_err(io::Error::other)?];
         let walk = Walk { references, blocks: Vec::new() };
-        let mut walker = Walker { tables: self, walk, report, found, marked: Vec::new() };
+        let mut walker = Walker { tables: self, walk, report, found };
         walker.mark("header", 0, self.cluster);
         walker.l1(self.l1.0, self.l1.1, true)?;
         walker.snapshots()?;
         walker.refcounts()?;
-        walker.compare_marks();
         Ok(walker.walk)
     }
 }
@@ -143,7 +140,6 @@ impl Walker<'_> {
         if entries == 0 || !self.mark("L1 table", at, u64::from(entries) * 8) {
             return Ok(());
         }
-        let mut next = None;
         for (index, entry) in self.tables.read_entries(at, entries.into())?.into_iter().enumerate() {
             let table = entry & OFFSET;
             if table == 0 || !self.is_aligned("L1", entry, table) {
@@ -152,16 +148,14 @@ impl Walker<'_> {
             if !self.mark("L1", table, self.tables.cluster) {
                 continue;
             }
-            if active {
-                self.marked.push(("L1", entry));
-            }
             let first = (index as u64) * (self.tables.cluster / 8);
-            self.l2(table, first, active, &mut next)?;
+            self.l2(table, first, active)?;
         }
         Ok(())
     }
 
-    fn l2(&mut self, at: u64, first: u64, active: bool, next: &mut Option<u64>) -> io::Result<()> {
+    fn l2(&mut self, at: u64, first: u64, active: bool) -> io::Result<()> {
+        let mut next = None;
         let entries = self.tables.read_entries(at, self.tables.cluster / 8)?;
         for (index, entry) in entries.into_iter().enumerate() {
             // What lies behind the disk's end counts, too, but is not of the disk.
@@ -189,13 +183,10 @@ impl Walker<'_> {
             if !self.mark("L2", offset, self.tables.cluster) {
                 continue;
             }
-            if active {
-                self.marked.push(("L2", entry));
-            }
             if counts {
                 self.report.allocated_clusters += 1;
-                self.report.fragmented_clusters += u64::from(next.is_some_and(|next| next != offset));
-                *next = Some(offset + self.tables.cluster);
+                self.report.fragmented_clusters += u64::from(next.is_some_and(|next: u64| next != offset));
+                next = Some(offset + self.tables.cluster);
             }
         }
         Ok(())
@@ -236,19 +227,62 @@ impl Walker<'_> {
         }
         Ok(())
     }
+}
 
-    /// An entry that says "refcount is one" of a cluster that others use as well lets a write change all of them.
-    fn compare_marks(&mut self) {
-        for (table, entry) in std::mem::take(&mut self.marked) {
-            let number = (entry & OFFSET) / self.tables.cluster;
-            let shared = self.walk.references.get(number as usize).is_some_and(|count| *count > 1);
-            if shared && entry & COPIED != 0 {
-                self.wrong(
-                    table,
-                    entry,
-                    "it is marked as the only user of a cluster that others use as well",
-                );
-            }
+/// A second walk, of the active tables: whether their entries say "refcount is one" of exactly the clusters of which that is so. One that
+/// says it of a cluster that others use as well lets a write change all of them.
+pub(super) fn check_copied(
+    tables: &Tables<'_>,
+    refcounts: &[u32],
+    repair: bool,
+    report: &mut CheckReport,
+    found: &mut dyn FnMut(&Finding),
+) -> io::Result<()> {
+    let (at, count) = tables.l1;
+    let mut l1 = tables.read_entries(at, count.into())?;
+    let l2s: Vec<u64> = l1.iter().map(|entry| entry & OFFSET).collect();
+    copied_table(tables, ("L1", at, &mut l1), refcounts, repair, report, found)?;
+    for l2_at in l2s {
+        // What cannot be was found by the first walk.
+        if l2_at != 0 && l2_at.is_multiple_of(tables.cluster) && l2_at / tables.cluster < tables.clusters {
+            let mut l2 = tables.read_entries(l2_at, tables.cluster / 8)?;
+            copied_table(tables, ("L2", l2_at, &mut l2), refcounts, repair, report, found)?;
         }
     }
+    Ok(())
+}
+
+fn copied_table(
+    tables: &Tables<'_>,
+    (table, at, entries): (&'static str, u64, &mut [u64]),
+    refcounts: &[u32],
+    repair: bool,
+    report: &mut CheckReport,
+    found: &mut dyn FnMut(&Finding),
+) -> io::Result<()> {
+    let mut changed = false;
+    for entry in entries.iter_mut() {
+        let offset = *entry & OFFSET;
+        if offset == 0 || (table == "L2" && *entry & COMPRESSED != 0) {
+            continue;
+        }
+        let Some(refcount) = refcounts.get((offset / tables.cluster) as usize) else { continue };
+        if (*refcount == 1) == (*entry & COPIED != 0) {
+            continue;
+        }
+        let why = "it is marked as the only user of a cluster that is counted otherwise, or the reverse";
+        found(&Finding::Entry { table, entry: *entry, why });
+        if repair {
+            *entry ^= COPIED;
+            changed = true;
+            report.corruptions_fixed += 1;
+        } else {
+            report.corruptions += 1;
+        }
+    }
+    if changed {
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        tables.file.write_all_at(&bytes, at)?;
+    }
+    Ok(())
 }
