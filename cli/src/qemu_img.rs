@@ -84,7 +84,7 @@ fn print(text: &str) -> Result<u8> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(0),
-        Err(error) => Err(Fail::new(format!("cannot write to standard output: {error}"))),
+        Err(error) => Err(Fail::new(format!("cannot write to standard output: {}", fail::plain(&error)))),
     }
 }
 

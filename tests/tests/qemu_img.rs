@@ -231,6 +231,21 @@ fn a_chain_becomes_one_image() -> Result<()> {
 }
 
 #[test]
+fn a_chain_of_version_2_says_its_formats() -> Result<()> {
+    let bench = Bench::new()?;
+    PATTERN.write(&bench.path("a.raw"), MIB)?;
+    bench.theirs("convert -f raw -O qcow2 -o compat=0.10 a.raw a.qcow2")?;
+    bench.theirs("create -q -f qcow2 -o compat=0.10 -b a.qcow2 -F qcow2 theirs.qcow2")?;
+    bench.ok("create -q -f qcow2 -o compat=0.10 -b a.qcow2 -F qcow2 ours.qcow2")?;
+    for image in ["theirs.qcow2", "ours.qcow2"] {
+        bench.ok(&format!("convert -O raw {image} b.raw"))?;
+        PATTERN.check(&bench.path("b.raw"), 0..2048)?;
+        bench.theirs(&format!("compare a.raw -f raw {image} -F qcow2"))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn an_existing_image_takes_a_copy_and_keeps_its_layout() -> Result<()> {
     let bench = Bench::new()?;
     bench.sparse("a.raw")?;
@@ -419,6 +434,7 @@ fn bad_input_is_answered_with_one_clear_message() -> Result<()> {
         ("create -f qcow2 -o cluster_size=3k x 1M", "Cluster size must be a power of two"),
         ("create -f qcow2 -o preallocation=full x 1M", "preallocation=full is not supported"),
         ("create -f qcow2 -o cluster_size=512 x 1T", "too large"),
+        ("create -f qcow2 -o compat=0.10,lazy_refcounts=on x 1M", "Lazy refcounts only supported"),
         (
             "create -f qcow2 -b a.raw x",
             "Backing file specified without backing format\nDetected format of raw.",

@@ -99,7 +99,7 @@ fn describe(error: &DiskError) -> String {
 }
 
 /// An error without the number that Rust adds to what the host says.
-fn plain(error: &dyn Error) -> String {
+pub fn plain(error: &dyn Error) -> String {
     let text = error.to_string();
     text.split_once(" (os error ").map_or(text.clone(), |(before, _)| before.to_owned())
 }

@@ -128,6 +128,12 @@ impl NewImage {
         if !self.layout.fits() {
             return Err(ImageError::TooLarge { path: self.path.clone(), size: self.layout.size });
         }
+        if self.layout.lazy_refcounts && self.layout.version < 3 {
+            return Err(ImageError::unsuitable(
+                &self.path,
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+            ));
+        }
         let name = self.layout.backing.as_deref().unwrap_or_default();
         let format = self.layout.backing_format.as_deref().unwrap_or_default();
         // Header, extensions and name are in the first cluster.
