@@ -123,11 +123,7 @@ impl CreateOptions {
                 _ => return refuse("it can be off or metadata"),
             },
             "lazy_refcounts" => self.lazy_refcounts = switch(key, value, path)?,
-            "extended_l2" | "nocow" => {
-                if switch(key, value, path)? {
-                    return refuse("it can be off");
-                }
-            }
+            "extended_l2" | "nocow" if switch(key, value, path)? => return refuse("it can be off"),
             "compression_type" if value != "zlib" => return refuse("it can be zlib"),
             "refcount_bits" if value != "16" => return refuse("it can be 16"),
             _ => {}

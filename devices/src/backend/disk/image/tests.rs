@@ -5,7 +5,6 @@ use std::os::unix::fs::FileExt;
 
 use super::super::tests::tool::qemu_img;
 use super::*;
-use crate::backend::disk::CacheMode;
 
 fn new_image(path: &Path, size: u64) -> NewImage {
     NewImage {

@@ -63,7 +63,7 @@ impl<'a> Tables<'a> {
     }
 
     pub(super) fn refcounts_per_block(&self) -> u64 {
-        self.cluster * 8 >> self.refcount_order
+        (self.cluster * 8) >> self.refcount_order
     }
 
     /// A cluster of the file, with zeros where the file ends before it does.
