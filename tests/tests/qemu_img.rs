@@ -409,9 +409,10 @@ fn an_image_in_use_is_refused() -> Result<()> {
         &mut io.stdout.take().ok_or_else(|| anyhow::anyhow!("no stdout"))?,
         &mut prompt,
     )?;
-    bench.refused("convert -f raw -O qcow2 b.raw a.qcow2", "another process uses it")?;
-    bench.refused("resize a.qcow2 2M", "another process uses it")?;
-    bench.refused("info a.qcow2", "another process uses it")?;
+    bench.refused("convert -f raw -O qcow2 b.raw a.qcow2", "Is another process using the image")?;
+    bench.refused("resize a.qcow2 2M", "Is another process using the image")?;
+    bench.refused("rebase -u -b x -F raw a.qcow2", "Is another process using the image")?;
+    bench.refused("info a.qcow2", "Is another process using the image")?;
     bench.ok("info -U a.qcow2")?;
     drop(io.stdin.take());
     io.wait()?;
@@ -452,7 +453,7 @@ fn bad_input_is_answered_with_one_clear_message() -> Result<()> {
         ("convert -O zvmdk a.raw x", "Unknown file format 'zvmdk'"),
         ("convert -f qcow2 a.raw x", "not a qcow2 image"),
         ("convert -c -O raw a.raw x", "Compression not supported"),
-        ("convert -f raw -O raw a.raw a.raw", "another process uses it"),
+        ("convert -f raw -O raw a.raw a.raw", "Is another process using the image"),
         ("resize a.qcow2 zz", "expects a non-negative number"),
         ("resize -f raw a.raw -- -2M", "New image size must be positive"),
         ("resize a.qcow2", "Not enough arguments"),

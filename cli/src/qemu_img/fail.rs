@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use hvrun_vmm::disk::DiskError;
@@ -78,16 +79,34 @@ impl From<ImageError> for Fail {
 
 /// What is wrong with an image, with QEMU's words around it.
 fn describe(error: &DiskError) -> String {
-    if let DiskError::Missing(path) = error {
-        let path = path.display();
-        return format!("Could not open '{path}': Could not open '{path}': No such file or directory");
-    }
-    if let DiskError::Backing { path, source } = error {
-        return format!(
-            "Could not open '{}': {}\nCould not open backing image.",
-            path.display(),
-            describe(source)
-        );
+    let opening = |path: &Path, why: &str| format!("Could not open '{}': {why}", path.display());
+    match error {
+        DiskError::Missing(path) => {
+            return opening(path, &opening(path, "No such file or directory"));
+        }
+        DiskError::NotWritable { path, source } => return opening(path, &opening(path, &plain(source))),
+        DiskError::Locked { path, writing } => {
+            let kind = if *writing { "" } else { "shared " };
+            let path_text = path.display();
+            return opening(
+                path,
+                &format!(
+                    "Failed to get {kind}\"write\" lock\nIs another process using the image [{path_text}]?"
+                ),
+            );
+        }
+        DiskError::UnsupportedFormat { path, format } => {
+            return opening(
+                path,
+                &format!(
+                    "it looks like a {format} image, which is not supported; say -f raw if these bytes are the disk's own"
+                ),
+            );
+        }
+        DiskError::Backing { path, source } => {
+            return opening(path, &format!("{}\nCould not open backing image.", describe(source)));
+        }
+        _ => {}
     }
     let text = chain(error);
     // Everything else begins with the file's name, too.

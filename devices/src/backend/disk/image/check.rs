@@ -17,7 +17,7 @@ mod tables;
 use tables::{Tables, Walk, check_copied};
 
 /// A file of more clusters than these is not looked at: its counts would not fit into memory.
-const MAX_CLUSTERS: u64 = 1 << 30;
+const MAX_CLUSTERS: u64 = 1 << 26;
 /// Offsets in L1 and L2 entries, and in those of the refcount table.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const REFTABLE_OFFSET: u64 = !0x1ff;

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::super::chain::{Image, backing_path};
-use super::super::{BlockBackend, CacheMode, Disk, DiskConfig, DiskError, ImageFormat};
+use super::super::file::{FileOptions, HostFile};
+use super::super::{BlockBackend, CacheMode, Disk, DiskConfig, DiskError, ImageFormat, SyncMode};
 use super::info::info;
 use super::{ExtentKind, ImageError, backing_format};
 
@@ -34,7 +35,9 @@ pub fn commit(
     });
     let backing_format = named.transpose()?;
 
-    // The backing image is locked by the second; the lock of the first would be in its way.
+    // Locked until the end, but not by opening it as a disk: that would lock the backing image, too, in the way of its writer.
+    let options = FileOptions { write: true, cache, sync: SyncMode::Fsync, lock: true };
+    let _locked = HostFile::open(path, options)?;
     let mut config = DiskConfig::new(path);
     config.format = format;
     config.lock = false;

@@ -12,6 +12,9 @@ const MAX_L1_BYTES: u64 = 32 << 20;
 /// The longest name of a backing file, in bytes.
 const MAX_BACKING_NAME: usize = 1023;
 
+/// An image of more clusters than these is not preallocated: its counts would not fit into memory.
+const MAX_PREALLOCATED: u64 = 1 << 27;
+
 /// How a new qcow2 image is laid out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -143,6 +146,13 @@ impl NewImage {
             return Err(ImageError::unsuitable(
                 &self.path,
                 format!("the backing file's name has {} bytes, which is too long", name.len()),
+            ));
+        }
+        if self.preallocate && self.layout.size >> self.layout.cluster_bits > MAX_PREALLOCATED {
+            let most = MAX_PREALLOCATED << self.layout.cluster_bits;
+            return Err(ImageError::unsuitable(
+                &self.path,
+                format!("preallocation=metadata is for at most {most} bytes with clusters of this size"),
             ));
         }
         if self.preallocate && self.layout.backing.is_some() {
