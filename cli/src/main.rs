@@ -12,6 +12,7 @@ mod logging;
 mod options;
 mod pidfile;
 mod qemu;
+mod qemu_img;
 mod signals;
 
 use std::ffi::OsString;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             logging::call_me(&name);
             qemu(&name, args)
         }
+        qemu::Program::Image => qemu_img::main(args),
         qemu::Program::Other => {
             logging::call_me(&name);
             logging::say(format_args!("{}", qemu::Program::not_there(&name)));

@@ -41,6 +41,8 @@ pub enum Program {
     Hvrun,
     /// QEMU for arm64 guests.
     Aarch64,
+    /// QEMU's tool for disk images.
+    Image,
     /// QEMU for guests that are not there.
     Other,
 }
@@ -55,6 +57,7 @@ impl Program {
                 "aarch64" => Program::Aarch64,
                 _ => Program::Other,
             },
+            None if name == "qemu-img" => Program::Image,
             None => Program::Hvrun,
         }
     }

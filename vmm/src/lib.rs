@@ -42,5 +42,6 @@ pub use hvrun_devices::backend::chardev as serial;
 pub use hvrun_devices::backend::{disk, net, ninep};
 pub use hvrun_devices::virtio;
 pub use machine::{BuildError, Machine, MachineBuilder};
+pub use monitor::QEMU_VERSION;
 pub use running::{Cause, MachineControl, MachineEvent, Outcome, RunError, RunState, RunningMachine};
 pub use size::{MemorySize, SizeError};

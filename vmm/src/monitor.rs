@@ -29,7 +29,7 @@ use session::Session;
 pub(crate) use session::Sessions;
 pub(crate) use target::{Parts, Remote};
 
-/// The QEMU whose command line and monitors are understood: its major, minor and micro version.
+/// The QEMU whose command line, monitors and `qemu-img` are understood: its major, minor and micro version.
 pub const QEMU_VERSION: [u32; 3] = [9, 2, 0];
 
 /// One monitor until its session begins.

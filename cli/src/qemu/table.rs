@@ -321,7 +321,8 @@ pub fn help(program: &str) -> String {
 
 /// What `-version` prints. Programs look for "version N.N"; the number is that of the QEMU whose command line is understood.
 pub fn version_line() -> String {
-    format!("QEMU emulator version 9.2.0 (hvrun {})", env!("CARGO_PKG_VERSION"))
+    let [major, minor, micro] = hvrun_vmm::QEMU_VERSION;
+    format!("QEMU emulator version {major}.{minor}.{micro} (hvrun {})", env!("CARGO_PKG_VERSION"))
 }
 
 #[cfg(test)]

@@ -580,6 +580,7 @@ fn without_a_kernel_there_is_nothing_to_boot() {
 fn a_program_is_chosen_by_its_name_and_host() {
     assert_eq!(Program::called("hvrun", "x86_64"), Program::Hvrun);
     assert_eq!(Program::called("qemu-system-aarch64", "x86_64"), Program::Aarch64);
+    assert_eq!(Program::called("qemu-img", "x86_64"), Program::Image);
     assert_eq!(Program::called("qemu-kvm", "aarch64"), Program::Aarch64);
     assert_eq!(Program::called("qemu-kvm", "x86_64"), Program::Other);
     assert_eq!(Program::called("qemu-system-x86_64", "aarch64"), Program::Other);

@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod file;
 mod header;
+pub mod image;
 mod qcow2;
 mod raw;
 mod refcounts;

@@ -21,6 +21,7 @@
 //! `cargo run -p hvrun-fuzz -- virtio-pci --corpus DIR` writes the valid inputs to files for them.
 
 pub mod image;
+pub mod image_tool;
 pub mod memory;
 pub mod mutate;
 pub mod nat;
@@ -59,7 +60,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "virtio-mmio",
         about: "register accesses, rings and buffers of a driver over virtio-mmio, for each device",
@@ -115,6 +116,14 @@ pub const TARGETS: [Target; 8] = [
         corpus: image::corpus,
         unit: 1,
         iterations: 4000,
+    },
+    Target {
+        name: "image-tool",
+        about: "a disk image, as qemu-img examines, copies and repairs it",
+        run: image_tool::run,
+        corpus: image::corpus,
+        unit: 1,
+        iterations: 800,
     },
     Target {
         name: "options",

@@ -49,6 +49,11 @@ fn damaged_disk_images_are_errors_at_most() {
 }
 
 #[test]
+fn qemu_img_survives_damaged_images_and_makes_sound_copies() {
+    survives("image-tool");
+}
+
+#[test]
 fn any_text_is_an_option_or_an_error() {
     survives("options");
 }

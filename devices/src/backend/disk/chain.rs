@@ -172,7 +172,7 @@ impl Chain<'_> {
 }
 
 /// Where the backing image `name` of the image at `front` lies: beside it, unless the name says where. `None` if it is not a file.
-fn backing_path(front: &Path, name: &str) -> Option<PathBuf> {
+pub(super) fn backing_path(front: &Path, name: &str) -> Option<PathBuf> {
     let name = name.strip_prefix("file:").unwrap_or(name);
     let before_slash = name.split('/').next().unwrap_or_default();
     if let Some((protocol, _)) = before_slash.split_once(':') {

@@ -417,6 +417,30 @@ impl HostFile {
         self.read(unsafe { Iovecs::from_raw(&list) }, offset)
     }
 
+    /// Whether there is data at `offset` or a hole, and how many bytes of that, at most `max`. Where the host does not say, all is data.
+    pub(crate) fn data_at(&self, offset: u64, max: u64) -> io::Result<(bool, u64)> {
+        use rustix::fs::{SeekFrom, seek};
+        use rustix::io::Errno;
+        if self.is_device {
+            return Ok((true, max));
+        }
+        let end = add(offset, max)?;
+        // Nothing else depends on where the file's own position is.
+        let data = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data.min(end),
+            // No data behind it.
+            Err(Errno::NXIO) => end,
+            Err(_) => return Ok((true, max)),
+        };
+        if data > offset {
+            return Ok((false, data - offset));
+        }
+        let hole = seek(&self.file, SeekFrom::Hole(offset)).map_or(end, |hole| hole.min(end));
+        // What ends within a sector ends with it: a disk has whole ones.
+        let length = (hole - offset).next_multiple_of(super::SECTOR).min(max);
+        Ok((true, if length == 0 { max } else { length }))
+    }
+
     fn shared_blocks(&self) -> RwLockReadGuard<'_, ()> {
         self.blocks.read().unwrap_or_else(PoisonError::into_inner)
     }

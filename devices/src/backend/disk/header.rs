@@ -117,8 +117,7 @@ impl Qcow2Header {
         let size = field64(bytes, 24)?;
         check_tables(bytes, size, cluster_bits, file_size)?;
         let backing_file = backing_name(bytes, cluster_bits)?;
-        let backing_format =
-            if version == 3 { backing_format(bytes, header_len, cluster_bits)? } else { None };
+        let backing_format = backing_format(bytes, header_len, cluster_bits)?;
         Ok(Qcow2Header {
             version,
             cluster_bits,
@@ -240,12 +239,20 @@ fn backing_name(bytes: &[u8], cluster_bits: u32) -> Result<Option<String>, Qcow2
     String::from_utf8(name.to_vec()).map(Some).map_err(|_| Qcow2Error::Text("backing file name"))
 }
 
-/// Walks the header extensions of version 3. Their number is bounded by the cluster they lie in.
+/// Walks the header extensions. Their number is bounded by the cluster they lie in; in version 2, where old images have none, they end
+/// at the latest where the backing file's name begins, as QEMU has it.
 fn backing_format(bytes: &[u8], header_len: u32, cluster_bits: u32) -> Result<Option<String>, Qcow2Error> {
-    let end = (1usize << cluster_bits).min(bytes.len());
+    let mut end = (1usize << cluster_bits).min(bytes.len());
+    let name_at = field64(bytes, 8)?;
+    if header_len == V2_LEN as u32 && name_at != 0 {
+        end = end.min(usize::try_from(name_at).unwrap_or(end));
+    }
     let mut at = header_len as usize;
     let mut format = None;
     loop {
+        if header_len == V2_LEN as u32 && at >= end {
+            return Ok(format);
+        }
         // A file that ends right behind its header has no extensions; imago reads zeros there too.
         let kind = be32(bytes, at).unwrap_or(EXT_END);
         let len = be32(bytes, at.saturating_add(4)).unwrap_or(0) as usize;

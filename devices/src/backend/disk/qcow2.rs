@@ -133,12 +133,12 @@ impl Qcow2Image {
         self.access.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, call: impl FnOnce(&Access) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn with<T>(&self, call: impl FnOnce(&Access) -> io::Result<T>) -> io::Result<T> {
         let access = self.shared();
         self.guarded(|| call(access.as_ref().ok_or_else(closed)?))
     }
 
-    fn with_alone<T>(&self, call: impl FnOnce(&mut Access) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn with_alone<T>(&self, call: impl FnOnce(&mut Access) -> io::Result<T>) -> io::Result<T> {
         let mut access = self.alone();
         self.guarded(|| call(access.as_mut().ok_or_else(closed)?))
     }

@@ -2,7 +2,7 @@
 
 mod bad;
 mod formats;
-mod tool;
+pub(super) mod tool;
 
 use std::fs;
 use std::io;

@@ -126,6 +126,7 @@ fn network(target: &dyn Target, _: Option<&str>) -> String {
             NetBackendConfig::Vde(vde) => format!("type=vde,sock={}", vde.sock.display()),
             NetBackendConfig::Socket(_) => "type=socket".to_owned(),
             NetBackendConfig::Tap(tap) => format!("type=tap,ifname={}", tap.interface),
+            NetBackendConfig::Switch(switch) => format!("type=switch,name={}", switch.name),
         };
         let netdev = net.common.netdev.as_deref().unwrap_or(&id);
         add(&mut text, format_args!(" \\ {netdev}: index=0,{behind}"));

@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Runs `qemu-img` with `arguments`, which must succeed, and gives what it printed.
 #[track_caller]
-pub(super) fn run(arguments: &[&OsStr]) -> String {
+pub(in crate::backend::disk) fn run(arguments: &[&OsStr]) -> String {
     let output = Command::new("qemu-img")
         .args(arguments)
         .output()
@@ -22,4 +22,4 @@ macro_rules! qemu_img {
     };
 }
 
-pub(super) use qemu_img;
+pub(in crate::backend::disk) use qemu_img;
