@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hvrun_arch::aarch64::layout::{Layout, VIRTIO_MMIO_SLOTS};
 use hvrun_arch::{BootState, GuestMemory, Hypervisor, HypervisorError, Vm, VmConfig};
@@ -173,7 +173,7 @@ impl MachineBuilder {
             Chassis { vm: vm.as_ref(), layout: &layout, memory: &memory, transport: config.transport };
         let devices = Devices::new(&chassis, serial, virtio)?;
         log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
-        let mut inner = Inner {
+        let inner = Inner {
             cpus: config.cpus,
             lifecycle: Arc::new(Lifecycle::new(config.cpus, config.lifecycle, boot)),
             vm,
@@ -181,7 +181,7 @@ impl MachineBuilder {
             memory,
             layout,
             boot: boot_config,
-            sessions: Sessions::default(),
+            sessions: OnceLock::new(),
         };
         let control = MachineControl::new(&inner);
         if let Some(mux) = mux {
@@ -199,8 +199,7 @@ impl MachineBuilder {
             pci: Arc::downgrade(&inner.devices.pci),
             disks: inner.devices.virtio.disks.iter().map(Arc::downgrade).collect(),
         });
-        inner.sessions = monitors.start(remote, &control).map_err(BuildError::Monitor)?;
-        Ok(Machine { inner: Arc::new(inner) })
+        Ok(Machine { inner: Arc::new(inner), monitors, remote })
     }
 }
 
@@ -257,6 +256,9 @@ fn boot_state(loaded: Loaded) -> BootState {
 #[derive(Debug)]
 pub struct Machine {
     pub(crate) inner: Arc<Inner>,
+    /// They come to life when the machine does: who hears from one can rely on what was attached to the machine before its start.
+    monitors: Monitors,
+    remote: Remote,
 }
 
 impl Machine {
@@ -267,7 +269,11 @@ impl Machine {
 
     /// Starts it: returns when every vCPU runs on a thread of its own.
     pub fn start(self) -> Result<RunningMachine, RunError> {
-        RunningMachine::start(self)
+        let control = self.control();
+        let begin = || self.monitors.start(self.remote, &control).map_err(RunError::Monitor);
+        // It is empty: this is the only start.
+        let _ = self.inner.sessions.set(signals::blocked(begin)?);
+        RunningMachine::start(self.inner)
     }
 
     /// A handle for other threads, also for the time when it runs.
@@ -285,8 +291,8 @@ pub(crate) struct Inner {
     memory: GuestMemory,
     layout: Layout,
     boot: BootConfig,
-    /// The monitors at work.
-    sessions: Sessions,
+    /// The monitors at work, from the start on.
+    sessions: OnceLock<Sessions>,
 }
 
 impl Inner {

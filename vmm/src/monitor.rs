@@ -6,7 +6,7 @@
 //!
 //! Order: listening sockets are there before anything connects anywhere ([`Monitors::listen`]), because who accepts our connections may
 //! connect to them at once. Sockets of others are connected to when the machine's parts are open ([`Monitors::connect`]), and sessions
-//! begin when the machine is whole ([`Monitors::start`]).
+//! begin when the machine starts ([`Monitors::start`]).
 
 mod hmp;
 mod mux;

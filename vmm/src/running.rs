@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use hvrun_arch::HypervisorError;
 use hvrun_boot::BootError;
+use hvrun_devices::backend::chardev::ChardevError;
 use hvrun_devices::virtio::net::Net;
 use hvrun_devices::{Pl011, Pl061};
 
 use crate::lifecycle::Lifecycle;
-use crate::machine::{Inner, Machine};
+use crate::machine::Inner;
 use crate::ram::RamError;
 use crate::{signals, vcpu};
 
@@ -95,6 +96,9 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// A monitor cannot be served.
+    #[error(transparent)]
+    Monitor(ChardevError),
     /// The hypervisor failed.
     #[error("CPU {cpu} cannot run")]
     Vcpu {
@@ -138,8 +142,7 @@ pub struct RunningMachine {
 
 impl RunningMachine {
     /// Starts the vCPU threads; returns when all vCPUs exist and run.
-    pub(crate) fn start(machine: Machine) -> Result<Self, RunError> {
-        let inner = machine.inner;
+    pub(crate) fn start(inner: Arc<Inner>) -> Result<Self, RunError> {
         let mut running = RunningMachine { inner: inner.clone(), threads: Vec::new() };
         signals::blocked(|| {
             for id in 0..inner.cpus {

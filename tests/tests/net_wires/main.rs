@@ -184,7 +184,8 @@ impl Switch {
 
     /// Gives a command to the switch's console and returns what it says.
     fn ask(&mut self, command: &str) -> Result<String> {
-        writeln!(self.console, "{command}")?;
+        // In one piece: it takes whatever it reads at once for a command.
+        self.console.write_all(format!("{command}\n").as_bytes())?;
         let mut answer = String::new();
         for line in &mut self.lines {
             let line = line?;

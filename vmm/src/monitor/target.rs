@@ -130,6 +130,12 @@ fn failed(error: impl std::error::Error) -> ForwardError {
     ForwardError::Failed(format!("{error}{cause}"))
 }
 
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Remote").field(&self.0.control).finish()
+    }
+}
+
 impl Target for Remote {
     fn config(&self) -> &MachineConfig {
         &self.0.config
