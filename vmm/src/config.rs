@@ -29,6 +29,12 @@ const MAX_PA_BITS: u32 = 52;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
+    /// What monitors call the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What monitors say its UUID is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
     /// Number of CPUs, 1 to [`MAX_CPUS`].
     #[serde(default = "default_cpus")]
     pub cpus: u32,
@@ -90,6 +96,8 @@ pub struct MachineConfig {
 pub struct LifecycleConfig {
     /// A guest's reset ends the machine instead of rebooting it.
     pub no_reboot: bool,
+    /// When the guest powers off, the machine is paused instead of ended; after a reset it can be resumed.
+    pub no_shutdown: bool,
     /// The machine waits for [`crate::MachineControl::resume`] before its first instruction.
     pub paused: bool,
 }
@@ -323,6 +331,8 @@ impl MachineConfig {
     /// One CPU, 1 GiB of memory, the first accelerator that works, the serial port on stdio, and nothing but a kernel.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         MachineConfig {
+            name: None,
+            uuid: None,
             cpus: default_cpus(),
             memory: default_memory(),
             kernel: kernel.into(),

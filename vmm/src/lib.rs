@@ -43,5 +43,7 @@ pub use hvrun_devices::backend::{disk, net, ninep};
 pub use hvrun_devices::virtio;
 pub use machine::{BuildError, Machine, MachineBuilder};
 pub use monitor::QEMU_VERSION;
-pub use running::{Cause, MachineControl, MachineEvent, Outcome, RunError, RunState, RunningMachine};
+pub use running::{
+    BlockNames, Cause, MachineControl, MachineEvent, Outcome, RunError, RunState, RunningMachine,
+};
 pub use size::{MemorySize, SizeError};

@@ -25,6 +25,7 @@ type Observer = Box<dyn Fn(MachineEvent) + Send + Sync>;
 pub(crate) struct Lifecycle {
     cpus: u32,
     no_reboot: bool,
+    no_shutdown: bool,
     state: Mutex<State>,
     changed: Condvar,
     observers: RwLock<Vec<Observer>>,
@@ -57,6 +58,10 @@ struct State {
     each: Vec<PerCpu>,
     /// vCPUs are to wait at the gate.
     paused: bool,
+    /// Why: what [`Lifecycle::run_state`] says meanwhile.
+    because: RunState,
+    /// Nobody has been told yet that they do: the last one to come there does it.
+    untold: bool,
     /// Nothing has run since the start or the last reset.
     fresh: bool,
     /// How many vCPU threads wait at the gate because of that.
@@ -112,6 +117,8 @@ impl Lifecycle {
             kickers: Vec::new(),
             each: vec![PerCpu::default(); cpus as usize],
             paused: config.paused,
+            because: RunState::Paused,
+            untold: false,
             fresh: true,
             parked: 0,
             stopped_since: None,
@@ -123,6 +130,7 @@ impl Lifecycle {
         Lifecycle {
             cpus,
             no_reboot: config.no_reboot,
+            no_shutdown: config.no_shutdown,
             state: Mutex::new(state),
             changed: Condvar::new(),
             observers: RwLock::default(),
@@ -138,7 +146,7 @@ impl Lifecycle {
     /// Not to be called with the lock held.
     pub(crate) fn tell(&self, event: MachineEvent) {
         for observer in &*self.observers.read().unwrap_or_else(PoisonError::into_inner) {
-            observer(event);
+            observer(event.clone());
         }
     }
 
@@ -239,6 +247,7 @@ impl Lifecycle {
                     state.boot = boot;
                     state.boots = boots + 1;
                     state.fresh = true;
+                    state.because = RunState::Paused;
                     event = Some(MachineEvent::Reset(state.reset_by));
                 }
                 Err(error) => {
@@ -267,6 +276,14 @@ impl Lifecycle {
         state.parked += 1;
         if state.parked == self.cpus {
             state.stopped_since.get_or_insert_with(Instant::now);
+            if std::mem::take(&mut state.untold) {
+                drop(state);
+                self.tell(MachineEvent::Stopped);
+                state = self.lock();
+                // What there was to wait for may have come meanwhile.
+                state.parked -= 1;
+                return state;
+            }
         }
         self.changed.notify_all();
         state = self.wait(state);
@@ -281,6 +298,7 @@ impl Lifecycle {
             return;
         }
         state.paused = true;
+        state.because = RunState::Paused;
         self.kick(state);
         state = self.lock();
         // At the first boot they stop before they have begun.
@@ -294,13 +312,44 @@ impl Lifecycle {
         }
     }
 
-    /// Lets the vCPUs go on after [`Lifecycle::pause`].
-    pub(crate) fn resume(&self) {
+    /// Has the vCPUs stop soon, for another reason than that somebody wants them to. May be called on any thread.
+    pub(crate) fn halt(&self, because: RunState) {
         let mut state = self.lock();
-        if !state.paused || state.phase == Phase::Ending {
+        // A reset undoes what there was to stop for.
+        if state.phase != Phase::Running {
             return;
         }
+        if !state.paused {
+            state.paused = true;
+            state.untold = true;
+            state.because = because;
+        } else if because == RunState::PoweredOff {
+            state.because = because;
+        }
+        self.kick(state);
+    }
+
+    /// The guest powers off. Called on the thread of a vCPU, which comes to the gate next.
+    pub(crate) fn power_off(&self) {
+        if self.no_shutdown {
+            self.tell(MachineEvent::Shutdown(Cause::GuestShutdown));
+            self.halt(RunState::PoweredOff);
+        } else {
+            self.end(Ok(Outcome::PoweredOff), Cause::GuestShutdown);
+        }
+    }
+
+    /// Lets the vCPUs go on after [`Lifecycle::pause`]. False: they cannot, as the guest has powered off.
+    pub(crate) fn resume(&self) -> bool {
+        let mut state = self.lock();
+        if !state.paused || state.phase == Phase::Ending {
+            return true;
+        }
+        if state.because == RunState::PoweredOff {
+            return false;
+        }
         state.paused = false;
+        state.untold = false;
         if let Some(since) = state.stopped_since.take() {
             state.stopped_for += since.elapsed();
         }
@@ -308,6 +357,7 @@ impl Lifecycle {
         // Before a vCPU does anything that is worth an event.
         self.tell(MachineEvent::Resumed);
         self.changed.notify_all();
+        true
     }
 
     /// What the machine does.
@@ -316,7 +366,7 @@ impl Lifecycle {
         match (state.phase, state.paused) {
             (Phase::Ending, _) => RunState::Shutdown,
             (_, true) if state.fresh => RunState::Prelaunch,
-            (_, true) => RunState::Paused,
+            (_, true) => state.because,
             _ => RunState::Running,
         }
     }

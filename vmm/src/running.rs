@@ -9,6 +9,7 @@ use std::time::Duration;
 use hvrun_arch::HypervisorError;
 use hvrun_boot::BootError;
 use hvrun_devices::backend::chardev::ChardevError;
+use hvrun_devices::virtio::block::IoError;
 use hvrun_devices::virtio::net::Net;
 use hvrun_devices::{Pl011, Pl061};
 
@@ -42,6 +43,10 @@ pub enum RunState {
     Running,
     /// [`MachineControl::pause`] was called.
     Paused,
+    /// It is paused because of an error of a disk, whose request is tried again when it is resumed.
+    IoError,
+    /// It is paused because the guest powered off, and the configuration says `no_shutdown`.
+    PoweredOff,
     /// It has ended.
     Shutdown,
 }
@@ -71,7 +76,7 @@ impl Cause {
 }
 
 /// What happens to a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEvent {
     /// It was paused.
     Stopped,
@@ -83,6 +88,22 @@ pub enum MachineEvent {
     Shutdown(Cause),
     /// Its power button was pressed.
     PowerButton,
+    /// A disk has met an error of the host.
+    BlockIoError {
+        /// What monitors call the disk, and the image in it.
+        disk: BlockNames,
+        /// What happened, and what becomes of the request.
+        error: IoError,
+    },
+}
+
+/// What monitors call a disk and what is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockNames {
+    /// QEMU's `-drive id=`, or what stands for it.
+    pub drive: String,
+    /// QEMU's name of the node behind it.
+    pub node: String,
 }
 
 /// What ends a machine that ran, or was about to.
@@ -243,9 +264,9 @@ impl MachineControl {
         self.lifecycle.pause();
     }
 
-    /// Lets a paused machine go on.
-    pub fn resume(&self) {
-        self.lifecycle.resume();
+    /// Lets a paused machine go on. False: it cannot, as the guest has powered off; reset it first.
+    pub fn resume(&self) -> bool {
+        self.lifecycle.resume()
     }
 
     /// Resets the machine as if its reset button were pressed: soon, not at once. Where the configuration says `no_reboot`, it ends. A

@@ -11,7 +11,7 @@ use hvrun_devices::Bus;
 
 use crate::lifecycle::Pass;
 use crate::machine::Inner;
-use crate::running::{Cause, Outcome, RunError};
+use crate::running::{Cause, RunError};
 
 /// Starts the thread of vCPU `id`. The thread makes the vCPU, runs it and drops it, and ends with the machine; should it end
 /// in any other way, so does the machine.
@@ -56,7 +56,7 @@ fn vcpu_thread(machine: &Inner, id: u32) -> Result<(), RunError> {
             Pass::End => return Ok(()),
         }
         match run(vcpu.as_mut(), &machine.devices.bus).map_err(failed)? {
-            Event::PowerOff => lifecycle.end(Ok(Outcome::PoweredOff), Cause::GuestShutdown),
+            Event::PowerOff => lifecycle.power_off(),
             Event::Reset => lifecycle.reset(Cause::GuestReset),
             Event::Look => {}
             Event::Fault(reason) => {

@@ -27,7 +27,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::VolatileSlice;
 
 pub use config::{
-    CacheMode, DiskConfig, DiskConfigError, ErrorPolicy, ImageFormat, MAX_QUEUES, MAX_SERIAL, SyncMode,
+    CacheMode, DiskConfig, DiskConfigError, ErrorAction, ErrorPolicy, ImageFormat, MAX_QUEUES, MAX_SERIAL,
+    SyncMode,
 };
 pub use error::{DiskError, Qcow2Error};
 
@@ -67,6 +68,12 @@ pub trait BlockBackend: Send + Sync + fmt::Debug {
     /// file, as it does with the page cache, more threads only wait for each other.
     fn writes_in_parallel(&self) -> bool {
         true
+    }
+
+    /// What becomes of a request that cannot be done: of a read, or of any other.
+    fn error_policy(&self, read: bool) -> ErrorPolicy {
+        let _ = read;
+        ErrorPolicy::Report
     }
 
     /// Fills all of `buffers` with what is at `offset`.
@@ -210,7 +217,7 @@ impl Disk {
         self.write(&[VolatileSlice::from(&mut copy[..])], offset)
     }
 
-    /// Applies `policy` to the result of `operation`, and says in the log what the host said: once, until one of its kind succeeds.
+    /// Says in the log what the host said to `operation` and what becomes of that by `policy`: once, until one of its kind succeeds.
     fn settle(&self, operation: Operation, policy: ErrorPolicy, result: io::Result<()>) -> io::Result<()> {
         let bit = 1 << operation as u8;
         let Err(error) = result else {
@@ -221,9 +228,10 @@ impl Disk {
         };
         let known = self.failing.fetch_or(bit, Ordering::Relaxed) & bit != 0;
         if let Some(suppressed) = (!known).then(|| self.errors.allow()).flatten() {
-            let does = match policy {
-                ErrorPolicy::Report | ErrorPolicy::Enospc => "the guest sees an I/O error",
-                ErrorPolicy::Ignore => "ignored, as asked for",
+            let does = match policy.action(&error) {
+                ErrorAction::Report => "the guest sees an I/O error",
+                ErrorAction::Ignore => "ignored, as asked for",
+                ErrorAction::Stop => "the machine is paused; resume it to try again",
             };
             let what = operation.name();
             log::error!(
@@ -231,7 +239,7 @@ impl Disk {
                 self.name
             );
         }
-        if policy == ErrorPolicy::Ignore { Ok(()) } else { Err(error) }
+        Err(error)
     }
 
     fn read_only(&self) -> io::Result<()> {
@@ -268,6 +276,10 @@ impl BlockBackend for Disk {
 
     fn writes_in_parallel(&self) -> bool {
         self.config.cache == CacheMode::None
+    }
+
+    fn error_policy(&self, read: bool) -> ErrorPolicy {
+        if read { self.config.rerror } else { self.config.werror }
     }
 
     fn read(&self, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {

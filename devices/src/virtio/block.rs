@@ -1,8 +1,10 @@
 //! The virtio block device (virtio 1.2, 5.2): features, configuration space, and the life of a disk. What a request means is in
 //! `request`, which thread serves it in `pool`, and where the bytes are is the backend's affair.
 
+mod halt;
 mod pool;
 mod request;
+mod stats;
 
 #[cfg(test)]
 mod tests;
@@ -21,8 +23,11 @@ use virtio_bindings::virtio_blk::{
 use super::device::{Activation, DeviceType, VirtioDevice};
 use super::queue::VirtqueueState;
 use crate::backend::disk::{BlockBackend, Disk, MAX_QUEUES, MAX_SERIAL, SECTOR};
+pub use halt::IoStatus;
 use pool::Pool;
+pub use request::IoError;
 use request::{MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, Unit};
+pub use stats::{BlockStats, Operation, OperationStats};
 
 /// Entries of each queue. With indirect descriptors, which every driver uses, as many requests.
 const QUEUE_SIZE: u16 = 256;
@@ -118,7 +123,30 @@ impl VirtioBlock {
         Ok(())
     }
 
-    /// Stops taking requests and waits for those in flight, whose answers the driver gets. Doorbells are kept.
+    /// From now on, `listener` hears of every error of the host, on the thread of the request. Where the backend's policy is to stop the
+    /// machine, it sees to that, without waiting for it; until there is a listener, such errors are reported to the driver. Only the first
+    /// call has an effect.
+    pub fn on_error(&self, listener: impl Fn(IoError) + Send + Sync + 'static) {
+        let _ = self.unit.listener.set(Box::new(listener));
+    }
+
+    /// Tries again what has stopped the machine, which goes on.
+    pub fn retry(&self) {
+        self.unit.halt.retry();
+    }
+
+    /// Whether a request waits for that.
+    pub fn io_status(&self) -> IoStatus {
+        self.unit.halt.status()
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> BlockStats {
+        self.unit.counters.get()
+    }
+
+    /// Stops taking requests and waits for those in flight, whose answers the driver gets. Doorbells are kept. A request
+    /// that has stopped the machine is waited for, too: until [`VirtioBlock::retry`].
     pub fn pause(&self) {
         self.pool.pause();
     }

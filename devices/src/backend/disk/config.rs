@@ -1,6 +1,7 @@
 //! What the user says about a disk: plain data, and the option string it is parsed from. It opens nothing.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -36,17 +37,43 @@ pub enum CacheMode {
     Unsafe,
 }
 
-/// What a guest hears of an error of the host.
+/// What becomes of a guest's request that the host cannot do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorPolicy {
-    /// An I/O error.
+    /// The guest sees an I/O error.
     #[default]
     Report,
-    /// Nothing: the request succeeds. What was to be read is zeros.
+    /// The guest sees nothing: the request succeeds. What was to be read is zeros.
     Ignore,
-    /// An I/O error. (Elsewhere this stops the machine when the host's disk is full and reports other errors.)
+    /// [`ErrorPolicy::Stop`] where the host has no space left, [`ErrorPolicy::Report`] otherwise.
     Enospc,
+    /// The machine is paused. When it is resumed, the request is tried again.
+    Stop,
+}
+
+impl ErrorPolicy {
+    /// What becomes of a request that met `error`.
+    pub fn action(self, error: &io::Error) -> ErrorAction {
+        match self {
+            ErrorPolicy::Report => ErrorAction::Report,
+            ErrorPolicy::Ignore => ErrorAction::Ignore,
+            ErrorPolicy::Stop => ErrorAction::Stop,
+            ErrorPolicy::Enospc if error.kind() == io::ErrorKind::StorageFull => ErrorAction::Stop,
+            ErrorPolicy::Enospc => ErrorAction::Report,
+        }
+    }
+}
+
+/// What becomes of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorAction {
+    /// The guest sees an I/O error.
+    Report,
+    /// The guest sees nothing.
+    Ignore,
+    /// The machine is paused.
+    Stop,
 }
 
 /// What makes a flush last.
@@ -75,6 +102,12 @@ pub enum SyncMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
+    /// What monitors call the disk's contents, QEMU's `-drive id=`; if not given, `virtio` and the disk's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What monitors call the device, QEMU's `-device id=`; none if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The image, a file or a block device.
     pub path: PathBuf,
     /// Its format; found out by its first bytes if not given.
@@ -141,6 +174,8 @@ impl DiskConfig {
     /// The disk at `path`, everything else as it is by default.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         DiskConfig {
+            id: None,
+            device: None,
             path: path.into(),
             format: None,
             readonly: false,
@@ -178,6 +213,7 @@ impl FromStr for DiskConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut options = OptionList::parse(text)?;
         let mut config = DiskConfig::new(options.first("the path of the disk's image")?);
+        config.id = options.text("id", "root")?;
         config.format = options.value("format", "qcow2")?;
         // QEMU's name for it, and the short one.
         let readonly = options.switch("readonly")?;
@@ -228,11 +264,8 @@ impl FromStr for ErrorPolicy {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        use ErrorPolicy::{Enospc, Ignore, Report};
-        if text == "stop" {
-            return Err("a disk cannot stop the machine; it can be report, ignore, enospc".into());
-        }
-        choose(text, &[("report", Report), ("ignore", Ignore), ("enospc", Enospc)])
+        use ErrorPolicy::{Enospc, Ignore, Report, Stop};
+        choose(text, &[("report", Report), ("ignore", Ignore), ("enospc", Enospc), ("stop", Stop)])
     }
 }
 
@@ -276,8 +309,10 @@ mod tests {
 
     #[test]
     fn every_option_is_taken() {
-        let text = "a,format=raw,ro,serial=s,cache=unsafe,werror=enospc,rerror=ignore,discard=off,queues=4,sync=full,lock=off,backing=off";
+        let text = "a,id=i,format=raw,ro,serial=s,cache=unsafe,werror=enospc,rerror=ignore,discard=off,queues=4,sync=full,lock=off,backing=off";
         let expected = DiskConfig {
+            id: Some("i".into()),
+            device: None,
             path: "a".into(),
             format: Some(ImageFormat::Raw),
             readonly: true,
@@ -320,9 +355,10 @@ mod tests {
     }
 
     #[test]
-    fn stopping_the_machine_is_refused_with_what_would_work() {
-        let error = parse("a,werror=stop").unwrap_err().to_string();
-        assert!(error.contains("werror=stop") && error.contains("report"), "{error}");
+    fn a_full_disk_stops_the_machine_under_enospc_and_other_errors_do_not() {
+        let action = |kind: io::ErrorKind| ErrorPolicy::Enospc.action(&kind.into());
+        assert_eq!(action(io::ErrorKind::StorageFull), ErrorAction::Stop);
+        assert_eq!(action(io::ErrorKind::FileTooLarge), ErrorAction::Report);
     }
 
     #[test]

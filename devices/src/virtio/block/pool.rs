@@ -225,7 +225,9 @@ impl Pool {
     pub(super) fn stop(&self) {
         let Some(active) = lock(&self.0.roster).active.take() else { return };
         active.mode.store(STOP, Ordering::SeqCst);
+        self.0.unit.halt.close();
         self.0.wait_until_nobody_serves();
+        self.0.unit.halt.open();
     }
 
     /// Takes no more requests, and waits until those in flight are done and answered.

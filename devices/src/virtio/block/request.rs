@@ -1,10 +1,12 @@
 //! One request of a block driver (virtio 1.2, 5.2.6): what it asks for, whether it may, and its status byte. Blocks as long as the
 //! backend does; knows no queue.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -13,7 +15,9 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::backend::disk::{BlockBackend, SECTOR};
+use super::halt::{Halt, IoStatus};
+use super::stats::{Counters, Operation};
+use crate::backend::disk::{BlockBackend, ErrorAction, SECTOR};
 use crate::util::LogLimit;
 use crate::virtio::chain::{Chain, ChainReader};
 
@@ -41,10 +45,28 @@ impl From<io::Error> for Refusal {
     }
 }
 
+/// An error of the host that a request has met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoError {
+    /// What could not be done.
+    pub operation: Operation,
+    /// What becomes of the request.
+    pub action: ErrorAction,
+    /// The host has no space left.
+    pub no_space: bool,
+    /// What the host said.
+    pub reason: String,
+}
+
+/// Who hears of errors.
+type Listener = Box<dyn Fn(IoError) + Send + Sync>;
+
 /// What requests are made to: the backend, and how the driver wants it.
-#[derive(Debug)]
 pub(super) struct Unit {
     pub(super) backend: Arc<dyn BlockBackend>,
+    pub(super) halt: Halt,
+    pub(super) counters: Counters,
+    pub(super) listener: OnceLock<Listener>,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
     writeback: AtomicBool,
     odd: LogLimit,
@@ -85,7 +107,15 @@ impl Unit {
         for (to, from) in padded.iter_mut().zip(serial) {
             *to = *from;
         }
-        Unit { backend, serial: padded, writeback: AtomicBool::new(true), odd: LogLimit::default() }
+        Unit {
+            backend,
+            halt: Halt::default(),
+            counters: Counters::default(),
+            listener: OnceLock::new(),
+            serial: padded,
+            writeback: AtomicBool::new(true),
+            odd: LogLimit::default(),
+        }
     }
 
     /// Whether writes may wait in the cache until a flush.
@@ -143,17 +173,17 @@ impl Unit {
             VIRTIO_BLK_T_IN => {
                 let offset = self.range(request.sector, data_len)?;
                 take(chain.writable(), 0, data_len, scratch)?;
-                Ok(self.backend.read(scratch, offset)?)
+                self.attempt(Operation::Read, (offset, data_len as u64), || self.backend.read(scratch, offset))
             }
             VIRTIO_BLK_T_OUT => {
                 let len = chain.readable_len().saturating_sub(HEAD_LEN);
                 self.must_be_writable()?;
                 let offset = self.range(request.sector, len)?;
                 take(chain.readable(), HEAD_LEN, len, scratch)?;
-                self.backend.write(scratch, offset)?;
+                self.attempt(Operation::Write, (offset, len as u64), || self.backend.write(scratch, offset))?;
                 self.written()
             }
-            VIRTIO_BLK_T_FLUSH => Ok(self.backend.flush()?),
+            VIRTIO_BLK_T_FLUSH => self.flush(),
             VIRTIO_BLK_T_GET_ID => {
                 let len = data_len.min(self.serial.len());
                 take(chain.writable(), 0, data_len, scratch)?;
@@ -189,9 +219,10 @@ impl Unit {
         }
         for (offset, len, unmap) in ranges.iter().copied().filter(|range| range.1 > 0) {
             if discard {
-                self.backend.discard(offset, len)?;
+                self.attempt(Operation::Discard, (offset, len), || self.backend.discard(offset, len))?;
             } else {
-                self.backend.write_zeroes(offset, len, unmap)?;
+                let zero = || self.backend.write_zeroes(offset, len, unmap);
+                self.attempt(Operation::Write, (offset, len), zero)?;
             }
         }
         self.written()
@@ -248,10 +279,48 @@ impl Unit {
 
     /// Something was written: without a cache that may hold it, it has to last now.
     fn written(&self) -> Result<(), Refusal> {
-        if !self.writeback() {
-            self.backend.flush()?;
+        if self.writeback() { Ok(()) } else { self.flush() }
+    }
+
+    fn flush(&self) -> Result<(), Refusal> {
+        self.attempt(Operation::Flush, (0, 0), || self.backend.flush())
+    }
+
+    /// Does `call`, an operation on that offset and length, and applies the backend's policy to an error of the host. Where that is
+    /// to stop the machine, the request waits here until the machine goes on, and is tried again.
+    fn attempt(
+        &self,
+        operation: Operation,
+        range: (u64, u64),
+        call: impl Fn() -> io::Result<()>,
+    ) -> Result<(), Refusal> {
+        let start = Instant::now();
+        loop {
+            let seen = self.halt.retries();
+            let Err(error) = call() else {
+                self.counters.done(operation, range, start);
+                return Ok(());
+            };
+            self.counters.failed(operation);
+            let policy = self.backend.error_policy(operation == Operation::Read);
+            let action = match (policy.action(&error), self.listener.get()) {
+                // Nobody stops the machine, so nobody would resume it.
+                (ErrorAction::Stop, None) => ErrorAction::Report,
+                (action, _) => action,
+            };
+            let no_space = error.kind() == io::ErrorKind::StorageFull;
+            if action == ErrorAction::Stop {
+                self.halt.set_status(if no_space { IoStatus::NoSpace } else { IoStatus::Failed });
+            }
+            if let Some(listener) = self.listener.get() {
+                listener(IoError { operation, action, no_space, reason: error.to_string() });
+            }
+            match action {
+                ErrorAction::Ignore => return Ok(()),
+                ErrorAction::Stop if self.halt.wait(seen) => {}
+                ErrorAction::Stop | ErrorAction::Report => return Err(Refusal::Error),
+            }
         }
-        Ok(())
     }
 
     fn log_odd(&self, what: &str) {
@@ -260,6 +329,12 @@ impl Unit {
         {
             log::debug!("{}: a request {what}; it is refused{suppressed}", self.backend.name());
         }
+    }
+}
+
+impl fmt::Debug for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unit").field("backend", &self.backend).field("halt", &self.halt).finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The block device as drivers see it: proper ones here, hostile ones in [`hostile`].
 
+mod errors;
 mod fake;
 mod hostile;
 mod threads;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::backend::disk::{BlockBackend, SECTOR};
+use crate::backend::disk::{BlockBackend, ErrorPolicy, SECTOR};
 use crate::util::lock;
 
 /// What the backend was asked: offsets and lengths in bytes.
@@ -24,6 +24,8 @@ pub(super) struct Fake {
     data: Mutex<Vec<u8>>,
     ops: Mutex<Vec<Op>>,
     pub(super) fail: AtomicBool,
+    /// What becomes of that.
+    pub(super) policy: Mutex<ErrorPolicy>,
     pub(super) panic: AtomicBool,
     gate: Mutex<Gate>,
     changed: Condvar,
@@ -44,6 +46,7 @@ impl Fake {
             data: Mutex::new((0..sectors).flat_map(|sector| [sector as u8; SECTOR as usize]).collect()),
             ops: Mutex::default(),
             fail: AtomicBool::new(false),
+            policy: Mutex::default(),
             panic: AtomicBool::new(false),
             gate: Mutex::default(),
             changed: Condvar::new(),
@@ -91,6 +94,10 @@ impl BlockBackend for Fake {
 
     fn capacity(&self) -> u64 {
         lock(&self.data).len() as u64
+    }
+
+    fn error_policy(&self, _read: bool) -> ErrorPolicy {
+        *lock(&self.policy)
     }
 
     fn can_discard(&self) -> bool {
