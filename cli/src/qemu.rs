@@ -105,7 +105,7 @@ pub fn parse(program: &str, args: impl IntoIterator<Item = OsString>) -> Result<
 /// The machine that `command` describes.
 fn machine(command: &Command) -> Result<MachineConfig, Refusal> {
     let mut config = MachineConfig::new(PathBuf::new());
-    trifles::check(command)?;
+    trifles::apply(command, &mut config)?;
     let memory = machine::apply(command, &mut config)?;
     let mut backends = Backends {
         objects: Objects::read(command)?,

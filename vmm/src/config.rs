@@ -240,6 +240,9 @@ pub enum ConfigError {
         /// What is wrong.
         source: DiskConfigError,
     },
+    /// Two disks that nobody could tell apart.
+    #[error("two disks have the id {0:?}; give one of them another")]
+    DiskId(String),
     /// Two shares that the guest could not tell apart.
     #[error("two shares have the tag {0:?}, by which the guest mounts them; give one of them another")]
     ShareTag(String),
@@ -399,6 +402,10 @@ impl MachineConfig {
         }
         for disk in &self.disks {
             disk.validate().map_err(|source| ConfigError::Disk { path: disk.path.clone(), source })?;
+        }
+        let mut ids = HashSet::new();
+        if let Some(id) = self.disks.iter().filter_map(|disk| disk.id.as_ref()).find(|id| !ids.insert(*id)) {
+            return Err(ConfigError::DiskId(id.clone()));
         }
         let mut tags = HashSet::new();
         if let Some(share) = self.shares.iter().find(|share| !tags.insert(share.tag.as_str())) {

@@ -11,7 +11,7 @@ use hvrun_arch::hypervisor::Spi;
 use hvrun_arch::{GuestMemory, Vm};
 use hvrun_devices::backend::chardev::CharBackend;
 use hvrun_devices::backend::chardev::StdioStreams;
-use hvrun_devices::backend::disk::Disk;
+use hvrun_devices::backend::disk::{Disk, DiskConfig, ErrorAction};
 use hvrun_devices::backend::ninep::Share;
 use hvrun_devices::irq::EdgeIrq;
 use hvrun_devices::pci::{MsiPort, PciHost};
@@ -27,7 +27,9 @@ use hvrun_devices::virtio::rng::Rng;
 use hvrun_devices::{Bus, IrqLine, Pl011, Pl031, Pl061};
 
 use crate::config::{MachineConfig, Transport};
+use crate::lifecycle::Lifecycle;
 use crate::machine::BuildError;
+use crate::running::{BlockNames, MachineEvent, RunState};
 
 /// The devices of one machine.
 pub(crate) struct Devices {
@@ -44,11 +46,45 @@ pub(crate) struct Virtio {
     /// All of them, in the order in which the guest shall find them.
     pub(crate) all: Vec<Arc<dyn VirtioDevice>>,
     /// The disks, in their order.
-    pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) drives: Vec<Arc<Drive>>,
     /// The one with the consoles and ports.
     pub(crate) console: Option<Arc<Console>>,
     /// The network cards, in their order.
     pub(crate) nets: Vec<Arc<Net>>,
+    pub(crate) balloon: Option<Arc<Balloon>>,
+}
+
+/// A disk: the image, the device in front of it, and what monitors call them.
+#[derive(Debug)]
+pub(crate) struct Drive {
+    pub(crate) names: BlockNames,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) device: Arc<VirtioBlock>,
+}
+
+impl Drive {
+    /// The disk `config`, which has `index` others before it, opened.
+    pub(crate) fn open(config: &DiskConfig, index: usize) -> Result<Arc<Drive>, BuildError> {
+        let failed = |source| BuildError::DiskThreads { path: config.path.clone(), source };
+        let disk = Disk::open(config)?;
+        let device = Arc::new(VirtioBlock::for_disk(disk.clone()).map_err(failed)?);
+        // QEMU's names for those without.
+        let drive = config.id.clone().unwrap_or_else(|| format!("virtio{index}"));
+        let names = BlockNames { drive, node: format!("#block{index:03}") };
+        Ok(Arc::new(Drive { names, disk, device }))
+    }
+
+    /// Has the machine hear of the disk's errors, and stop where that is the disk's policy.
+    pub(crate) fn stop_on_errors(&self, lifecycle: &Arc<Lifecycle>) {
+        let (lifecycle, names) = (lifecycle.clone(), self.names.clone());
+        self.device.on_error(move |error| {
+            let stops = error.action == ErrorAction::Stop;
+            lifecycle.tell(MachineEvent::BlockIoError { disk: names.clone(), error });
+            if stops {
+                lifecycle.halt(RunState::IoError);
+            }
+        });
+    }
 }
 
 /// What devices are put into: the machine around them.
@@ -98,11 +134,10 @@ pub(crate) fn open_virtio(
 ) -> Result<Virtio, BuildError> {
     let mut virtio = Virtio::default();
     let devices = &mut virtio.all;
-    for disk in &config.disks {
-        let failed = |source| BuildError::DiskThreads { path: disk.path.clone(), source };
-        let open = Disk::open(disk)?;
-        devices.push(Arc::new(VirtioBlock::for_disk(open.clone()).map_err(failed)?));
-        virtio.disks.push(open);
+    for (index, disk) in config.disks.iter().enumerate() {
+        let drive = Drive::open(disk, index)?;
+        devices.push(drive.device.clone());
+        virtio.drives.push(drive);
     }
     for share in &config.shares {
         devices.push(Arc::new(Fs9p::new(Share::open(share)?)));
@@ -128,7 +163,7 @@ pub(crate) fn open_balloon(
     config: BalloonConfig,
     vm: &dyn Vm,
     memory: &GuestMemory,
-) -> Result<Arc<dyn VirtioDevice>, BuildError> {
+) -> Result<Arc<Balloon>, BuildError> {
     let discard = vm.ram_discard().unwrap_or_else(|| {
         // SAFETY: RAM is a private anonymous mapping (`ram::map` makes no other) which everybody reaches through volatile accesses,
         // and a backend that must hear of a change behind its back gives a discard of its own.

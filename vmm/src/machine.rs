@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use hvrun_arch::aarch64::layout::{Layout, VIRTIO_MMIO_SLOTS};
 use hvrun_arch::{BootState, GuestMemory, Hypervisor, HypervisorError, Vm, VmConfig};
@@ -25,7 +25,7 @@ use crate::devices::{self, Chassis, Devices};
 use crate::lifecycle::Lifecycle;
 use crate::monitor::{Key, Monitors, Mux, Parts, Remote, Sessions};
 use crate::ram::{self, RamError};
-use crate::running::{MachineControl, RunError, RunningMachine};
+use crate::running::{MachineControl, MachineEvent, RunError, RunningMachine};
 use crate::signals;
 
 /// Why no machine could be made of a description.
@@ -167,15 +167,19 @@ impl MachineBuilder {
         };
         let (serial, mux) = share_serial(serial, &mut monitors);
         if let Some(balloon) = config.balloon {
-            virtio.all.push(devices::open_balloon(balloon, vm.as_ref(), &memory)?);
+            let balloon = devices::open_balloon(balloon, vm.as_ref(), &memory)?;
+            virtio.all.push(balloon.clone());
+            virtio.balloon = Some(balloon);
         }
         let chassis =
             Chassis { vm: vm.as_ref(), layout: &layout, memory: &memory, transport: config.transport };
         let devices = Devices::new(&chassis, serial, virtio)?;
         log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
+        let lifecycle = Arc::new(Lifecycle::new(config.cpus, config.lifecycle, boot));
+        devices.virtio.drives.iter().for_each(|drive| drive.stop_on_errors(&lifecycle));
         let inner = Inner {
             cpus: config.cpus,
-            lifecycle: Arc::new(Lifecycle::new(config.cpus, config.lifecycle, boot)),
+            lifecycle,
             vm,
             devices,
             memory,
@@ -197,7 +201,9 @@ impl MachineBuilder {
             accel,
             bus: Arc::downgrade(&inner.devices.bus),
             pci: Arc::downgrade(&inner.devices.pci),
-            disks: inner.devices.virtio.disks.iter().map(Arc::downgrade).collect(),
+            drives: inner.devices.virtio.drives.iter().map(Arc::downgrade).collect(),
+            balloon: inner.devices.virtio.balloon.as_ref().map(Arc::downgrade),
+            memory: inner.memory.clone(),
         });
         Ok(Machine { inner: Arc::new(inner), monitors, remote })
     }
@@ -273,6 +279,7 @@ impl Machine {
         let begin = || self.monitors.start(self.remote, &control).map_err(RunError::Monitor);
         // It is empty: this is the only start.
         let _ = self.inner.sessions.set(signals::blocked(begin)?);
+        self.inner.retry_when_resumed(&control);
         RunningMachine::start(self.inner)
     }
 
@@ -296,6 +303,16 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    /// Has disks try again what stopped the machine when it goes on: behind the monitors, whose peers hear of that first.
+    fn retry_when_resumed(&self, control: &MachineControl) {
+        let drives: Vec<_> = self.devices.virtio.drives.iter().map(Arc::downgrade).collect();
+        control.observe(move |event| {
+            if event == MachineEvent::Resumed {
+                drives.iter().filter_map(Weak::upgrade).for_each(|drive| drive.device.retry());
+            }
+        });
+    }
+
     /// Puts everything but the vCPUs back into the first state: devices, then interrupt controller and power states, then RAM
     /// with the kernel loaded afresh and new seeds in the device tree. No vCPU may run. The serial port's connection stays.
     pub(crate) fn reset(&self) -> Result<BootState, RunError> {

@@ -10,6 +10,7 @@
 
 mod hmp;
 mod mux;
+mod names;
 mod outbox;
 mod qmp;
 mod session;
@@ -118,7 +119,7 @@ impl Monitors {
         if !listeners.is_empty() {
             control.observe(move |event: MachineEvent| {
                 for session in listeners.iter().filter_map(Weak::upgrade) {
-                    session.event(event);
+                    session.event(event.clone());
                 }
             });
         }

@@ -134,7 +134,7 @@ impl Made {
             place(&mut opts)?;
         }
         match spec.kind {
-            Kind::Block => self.block(&mut opts, &mut backends.drives)?,
+            Kind::Block => self.block(&mut opts, &mut backends.drives, id)?,
             Kind::Net => self.net(&mut opts, &mut backends.netdevs, id)?,
             Kind::SerialBus => {
                 opts.without_effect(&["max_ports", "emergency-write"]);
@@ -168,7 +168,12 @@ impl Made {
         Ok(())
     }
 
-    fn block(&mut self, opts: &mut Opts, drives: &mut Registry<Drive>) -> Result<(), Refusal> {
+    fn block(
+        &mut self,
+        opts: &mut Opts,
+        drives: &mut Registry<Drive>,
+        device: Option<String>,
+    ) -> Result<(), Refusal> {
         let Some(id) = opts.text("drive")? else {
             return Err(opts.refuse("drive=ID is missing: a disk needs a '-drive if=none,id=ID,file=FILE'"));
         };
@@ -177,6 +182,7 @@ impl Made {
             return Err(opts.refuse(format_args!("drive '{id}' makes a disk by itself; give it if=none")));
         }
         let mut disk = drive.disk;
+        disk.device = device;
         if let Some(serial) = opts.text("serial")? {
             disk.serial = Some(serial).filter(|serial| !serial.is_empty());
         }

@@ -59,6 +59,8 @@ pub fn read(command: &Command) -> Result<Registry<Drive>, Refusal> {
         };
         let id = opts.text("id")?.unwrap_or(default);
         opts.clone().finish()?;
+        let mut drive = drive;
+        drive.disk.id = Some(id.clone());
         registry.insert(&opts, id, drive)?;
     }
     Ok(registry)
@@ -68,6 +70,7 @@ pub fn read(command: &Command) -> Result<Registry<Drive>, Refusal> {
 fn image(given: &Given) -> Result<(Opts, Drive, Option<u64>), Refusal> {
     let mut disk = DiskConfig::new(&given.argument);
     disk.readonly = given.id == Id::Cdrom;
+    disk.werror = ErrorPolicy::Enospc;
     let index = match given.option.as_str() {
         "-hdb" => 1,
         "-hdc" | "-cdrom" => 2,
@@ -152,8 +155,9 @@ fn file(opts: &mut Opts) -> Result<DiskConfig, Refusal> {
 /// Everything else that can be said about an image.
 fn tune(opts: &mut Opts, disk: &mut DiskConfig) -> Result<(), Refusal> {
     disk.cache = opts.value("cache")?.unwrap_or_default();
-    disk.werror = error_policy(opts, "werror")?;
-    disk.rerror = error_policy(opts, "rerror")?;
+    // QEMU's defaults.
+    disk.werror = opts.value("werror")?.unwrap_or(ErrorPolicy::Enospc);
+    disk.rerror = opts.value("rerror")?.unwrap_or(ErrorPolicy::Report);
     disk.serial = opts.text("serial")?.filter(|serial| !serial.is_empty());
     match opts.text("discard")?.as_deref() {
         None => {}
@@ -171,9 +175,4 @@ fn tune(opts: &mut Opts, disk: &mut DiskConfig) -> Result<(), Refusal> {
     opts.only("copy-on-read", &["off"])?;
     opts.only("file.aio", &["threads", "native", "io_uring"])?;
     Ok(())
-}
-
-/// `werror` and `rerror`. QEMU's default, to stop the machine on a full disk, needs a monitor to go on; here an error is the guest's.
-fn error_policy(opts: &mut Opts, key: &'static str) -> Result<ErrorPolicy, Refusal> {
-    Ok(opts.value(key)?.unwrap_or_default())
 }

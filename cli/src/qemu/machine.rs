@@ -71,6 +71,7 @@ pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<Option<Str
     }
     config.memory = MemorySize::from_bytes(memory(command)?.unwrap_or(DEFAULT_MEMORY));
     config.lifecycle.no_reboot = command.has(Id::NoReboot);
+    config.lifecycle.no_shutdown = command.has(Id::NoShutdown);
     config.lifecycle.paused = command.has(Id::Paused);
     action(command, config)?;
     Ok(backend)
@@ -269,7 +270,14 @@ fn action(command: &Command, config: &mut MachineConfig) -> Result<(), Refusal> 
         Some("reset") => config.lifecycle.no_reboot = false,
         Some(other) => return Err(opts.refuse(format_args!("reboot={other}: it can be shutdown or reset"))),
     }
-    opts.only("shutdown", &["poweroff"])?;
+    match opts.text("shutdown")?.as_deref() {
+        None => {}
+        Some("pause") => config.lifecycle.no_shutdown = true,
+        Some("poweroff") => config.lifecycle.no_shutdown = false,
+        Some(other) => {
+            return Err(opts.refuse(format_args!("shutdown={other}: it can be poweroff or pause")));
+        }
+    }
     opts.only("panic", &["pause", "shutdown", "exit-failure", "none"])?;
     opts.only("watchdog", &["reset", "shutdown", "poweroff", "inject-nmi", "pause", "debug", "none"])?;
     opts.finish()

@@ -42,6 +42,7 @@ pub enum Id {
     Vga,
     Nodefaults,
     NoReboot,
+    NoShutdown,
     Action,
     Pidfile,
     Name,
@@ -97,7 +98,6 @@ const fn no(name: &'static str, argument: &'static str, why: &'static str) -> Sp
 /// Why there is nothing of a firmware's.
 pub const NO_FIRMWARE: &str = "UEFI firmware is not there yet; boot a kernel with -kernel";
 const NO_FLASH: &str = "pflash is for UEFI firmware, which is not there yet; boot a kernel with -kernel";
-const NO_PAUSE: &str = "a machine whose guest has powered off cannot be kept; it ends";
 const NO_SNAPSHOT: &str = "snapshots of a machine are not there yet";
 const NO_DEBUGGER: &str = "a debugger's server is not there yet";
 const NO_REPLAY: &str = "counted instructions are not there; the guest's clock is real time";
@@ -195,11 +195,17 @@ pub const OPTIONS: &[Spec] = &[
     ),
     on("nodefaults", "", Id::Nodefaults, "no network card, serial port or monitor but those that are named"),
     on("no-reboot", "", Id::NoReboot, "end when the guest resets itself"),
-    on("action", "key=value,...", Id::Action, "the same by reboot=shutdown"),
+    on(
+        "no-shutdown",
+        "",
+        Id::NoShutdown,
+        "pause when the guest powers off; a monitor's system_reset and cont boot it again",
+    ),
+    on("action", "key=value,...", Id::Action, "the same by reboot=shutdown and shutdown=pause"),
     on("pidfile", "FILE", Id::Pidfile, "write the process id into a file, which is removed at the end"),
     on("readconfig", "FILE", Id::Readconfig, "read options from a file"),
-    on("name", "NAME", Id::Name, "accepted"),
-    on("uuid", "UUID", Id::Uuid, "accepted"),
+    on("name", "NAME", Id::Name, "what monitors call the machine"),
+    on("uuid", "UUID", Id::Uuid, "what monitors say its UUID is"),
     on("boot", "key=value,...", Id::Boot, "accepted; a kernel is booted"),
     on("rtc", "key=value,...", Id::Rtc, "accepted; the guest's clock is the host's, in UTC"),
     on("global", "DEVICE.KEY=VALUE", Id::Global, "accepted for devices that are known"),
@@ -244,7 +250,6 @@ pub const OPTIONS: &[Spec] = &[
     no("sd", "FILE", "this machine has no SD cards; use -drive if=virtio"),
     no("mtdblock", "FILE", "this machine has no flash disks; use -drive if=virtio"),
     no("mem-path", "PATH", "memory is anonymous; leave it out"),
-    no("no-shutdown", "", NO_PAUSE),
     on("S", "", Id::Paused, "wait for a monitor's cont before the first instruction"),
     no("loadvm", "TAG", NO_SNAPSHOT),
     no("incoming", "URI", NO_SNAPSHOT),

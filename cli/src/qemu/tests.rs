@@ -1,6 +1,6 @@
 //! Whole command lines: those that NixOS' run scripts and test driver have made since 22.11, and what is wrong with others.
 
-use hvrun_vmm::disk::{DiskConfig, ImageFormat};
+use hvrun_vmm::disk::{DiskConfig, ErrorPolicy, ImageFormat};
 use hvrun_vmm::net::user::UserConfig;
 use hvrun_vmm::net::vde::VdeConfig;
 use hvrun_vmm::ninep::{SecurityModel, ShareConfig};
@@ -68,8 +68,14 @@ fn vlan_card(number: usize, vlan: u32, mac: &str) -> NetConfig {
     card(&format!("virtio-net-pci.{number}"), &format!("vlan{number}"), mac, backend)
 }
 
+/// The image of the drive `id`, with QEMU's policy where none is named.
+fn disk(id: &str, path: &str) -> DiskConfig {
+    DiskConfig { id: Some(id.into()), werror: ErrorPolicy::Enospc, ..DiskConfig::new(path) }
+}
+
 fn root() -> DiskConfig {
-    DiskConfig { serial: Some("root".into()), ..DiskConfig::new("/state/machine.qcow2") }
+    let disk = disk("drive1", "/state/machine.qcow2");
+    DiskConfig { serial: Some("root".into()), werror: ErrorPolicy::Report, ..disk }
 }
 
 fn shares() -> Vec<ShareConfig> {
@@ -111,6 +117,7 @@ const DRIVER: &str = "-qmp unix:/state/qmp,server=on,wait=off -monitor unix:/sta
 /// The machine of both.
 fn test_machine() -> MachineConfig {
     let mut config = MachineConfig {
+        name: Some("machine".into()),
         memory: MemorySize::from_mib(1024),
         initrd: Some("initrd".into()),
         cmdline: "console=ttyAMA0 panic=1".into(),
@@ -147,7 +154,7 @@ fn a_test_of_22_11_whose_options_come_twice() {
     let driver = "-monitor unix:/state/monitor -chardev socket,id=shell,path=/state/shell -no-reboot -device virtio-serial \
         -device virtconsole,chardev=shell -device virtio-rng-pci -serial stdio -m 2048 -m 2048 -nographic -nographic";
     let mut expected = test_machine();
-    expected.disks = vec![DiskConfig::new("/state/machine.qcow2")];
+    expected.disks[0].serial = None;
     expected.monitors.remove(0);
     expected.memory = MemorySize::from_mib(2048);
     assert_eq!(config(&format!("{script} {driver}")), expected);
@@ -163,6 +170,7 @@ fn a_plain_machine_of_a_linux_host() {
         -device usb-tablet,bus=usb-bus.0 -append init=/init~console=tty0";
     let user = UserConfig { hostfwd: vec!["tcp::2222-:22".parse().unwrap()], ..UserConfig::default() };
     let expected = MachineConfig {
+        name: Some("horus".into()),
         memory: MemorySize::from_mib(1024),
         cmdline: "init=/init console=tty0".into(),
         accel: vec![Accel::Kvm, Accel::Soft],
@@ -250,7 +258,7 @@ fn the_metadata_server_of_the_images_of_clouds() {
     let config = config(line);
     let NetBackendConfig::User(user) = &config.nets[0].backend else { panic!() };
     assert_eq!((user.net.to_string(), user.guestfwd.len()), ("169.0.0.0/8".to_owned(), 1));
-    assert_eq!(config.disks, [DiskConfig::new("/d.qcow2")]);
+    assert_eq!(config.disks, [DiskConfig { werror: ErrorPolicy::Report, ..disk("virtio0", "/d.qcow2") }]);
 }
 
 #[test]
@@ -400,7 +408,7 @@ fn virtio_mmio_carries_what_is_called_device_and_is_found_backwards() {
         -device virtio-net-device,netdev=x -device virtio-net-device,netdev=y";
     let config = config(line);
     assert_eq!(config.transport, Transport::Mmio);
-    assert_eq!(config.disks, [DiskConfig::new("/b"), DiskConfig::new("/a")]);
+    assert_eq!(config.disks, [disk("b", "/b"), disk("a", "/a")]);
     let ids: Vec<_> = config.nets.iter().map(|net| net.common.id.clone().unwrap()).collect();
     assert_eq!(ids, ["virtio-net-device.1", "virtio-net-device.0"]);
     assert!(refusal(&format!("{line} -device virtio-balloon-pci")).contains("another bus"));
@@ -412,10 +420,7 @@ fn a_file_of_options_is_read_in_their_place() {
     std::fs::write(&path, "[drive \"d\"]\nfile = \"/d.raw\"\nif = \"none\"\n[device]\ndriver = \"virtio-blk-pci\"\ndrive = \"d\"\n[memory]\nsize = \"512\"\n").unwrap();
     let config = config(&format!("-m 1G -readconfig {}", path.display()));
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(
-        (config.memory, &config.disks[..]),
-        (MemorySize::from_mib(512), &[DiskConfig::new("/d.raw")][..])
-    );
+    assert_eq!((config.memory, &config.disks[..]), (MemorySize::from_mib(512), &[disk("d", "/d.raw")][..]));
 }
 
 #[test]
@@ -433,8 +438,33 @@ fn what_makes_no_difference_is_accepted() {
         -cpu max,pauth-impdef=on,sve=off,sve512=on -numa node -sandbox off -device qemu-xhci -device usb-kbd,bus=usb-bus.0";
     assert_eq!(
         MachineConfig { nets: Vec::new(), ..config(line) },
-        MachineConfig { serial: ChardevConfig::Stdio, ..bare() }
+        MachineConfig {
+            name: Some("a".into()),
+            uuid: Some("550e8400-e29b-41d4-a716-446655440000".into()),
+            serial: ChardevConfig::Stdio,
+            ..bare()
+        }
     );
+}
+
+#[test]
+fn a_guest_that_powers_off_may_leave_its_machine_paused() {
+    for line in ["-no-shutdown", "-action shutdown=pause"] {
+        assert!(config(line).lifecycle.no_shutdown, "{line}");
+    }
+    assert!(!config("-no-shutdown -action shutdown=poweroff").lifecycle.no_shutdown);
+}
+
+#[test]
+fn drives_and_devices_keep_their_ids_and_policies() {
+    let line = "-drive if=none,id=a,file=/a,werror=stop,rerror=ignore -device virtio-blk-pci,drive=a,id=disk0,rerror=enospc -hda /b";
+    let a = DiskConfig {
+        device: Some("disk0".into()),
+        werror: ErrorPolicy::Stop,
+        rerror: ErrorPolicy::Enospc,
+        ..disk("a", "/a")
+    };
+    assert_eq!(config(line).disks, [a, disk("virtio0", "/b")]);
 }
 
 #[test]
@@ -488,7 +518,8 @@ fn every_refusal_names_the_argument_and_what_would_work() {
         ("-drive if=none,id=x", &["file=... is missing"]),
         ("-drive file=/x,format=vmdk", &["vmdk", "raw, qcow2"]),
         ("-drive file=/x,cache=fast", &["fast", "writeback"]),
-        ("-drive file=/x,werror=stop", &["werror=stop", "report"]),
+        ("-drive file=/x,werror=explode", &["werror=explode", "stop"]),
+        ("-action shutdown=explode", &["shutdown=explode", "poweroff or pause"]),
         ("-drive file=/x,snapshot=on", &["snapshot=on", "qemu-img create"]),
         ("-drive file=/x,readonly=maybe", &["readonly=maybe", "on or off"]),
         (

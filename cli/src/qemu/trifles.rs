@@ -1,4 +1,6 @@
-//! Options whose values are checked and then make no difference here: names, displays, clocks and so on.
+//! Options whose values are checked and then make no difference to the guest: names, displays, clocks and so on.
+
+use hvrun_vmm::MachineConfig;
 
 use super::command::Command;
 use super::devices;
@@ -12,9 +14,9 @@ pub const DISPLAYS: [&str; 9] =
 /// Names of `-vga`.
 const CARDS: [&str; 8] = ["none", "std", "virtio", "cirrus", "vmware", "qxl", "tcx", "cg3"];
 
-/// Refuses what no QEMU would take either.
-pub fn check(command: &Command) -> Result<(), Refusal> {
-    names(command)?;
+/// Takes names, and refuses what no QEMU would take either.
+pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<(), Refusal> {
+    names(command, config)?;
     display(command)?;
     clock(command)?;
     numa(command)?;
@@ -60,9 +62,10 @@ fn only(command: &Command, id: Id, values: &[&str], why: &str) -> Result<(), Ref
     }
 }
 
-fn names(command: &Command) -> Result<(), Refusal> {
+fn names(command: &Command, config: &mut MachineConfig) -> Result<(), Refusal> {
     if let Some(mut opts) = command.merged(Id::Name)? {
-        opts.without_effect(&["guest", "process", "debug-threads"]);
+        config.name = opts.text("guest")?.filter(|name| !name.is_empty());
+        opts.without_effect(&["process", "debug-threads"]);
         opts.finish()?;
     }
     for given in command.each(Id::Uuid) {
@@ -71,6 +74,7 @@ fn names(command: &Command) -> Result<(), Refusal> {
         if groups != [8, 4, 4, 4, 12] || !digits {
             return Err(given.refuse("a UUID has the form 550e8400-e29b-41d4-a716-446655440000"));
         }
+        config.uuid = Some(given.argument.to_ascii_lowercase());
     }
     if let Some(mut opts) = command.merged(Id::Boot)? {
         for key in ["order", "once"] {

@@ -11,7 +11,7 @@ use hvrun_arch::IrqChip;
 use hvrun_arch::aarch64::layout::{Layout, PCI_INTX_SPI, Window};
 use serde::{Deserialize, Serialize};
 
-use super::config::{ConfigSpace, ConfigState, Identity};
+use super::config::{Bar, Command, ConfigSpace, ConfigState, Identity};
 use super::intx::IntxLines;
 use super::{IntxPin, PciFunction};
 use crate::bus::{Bus, BusError, MmioDevice};
@@ -148,6 +148,16 @@ impl PciHost {
     /// Number and name of every slot in use, the bridge's own first.
     pub fn functions(&self) -> Vec<(u8, String)> {
         lock(&self.slots).iter().map(|(slot, at)| (*slot, at.function.name().to_owned())).collect()
+    }
+
+    /// The BARs of every slot in use, and the address that the guest has given to each, if it answers there.
+    pub fn bars(&self) -> Vec<(u8, Vec<(Bar, Option<u64>)>)> {
+        let of = |config: &ConfigSpace| {
+            let enabled = config.command().contains(Command::MEMORY);
+            let base = |bar: &Bar| Some(config.bar_base(*bar)).filter(|base| enabled && *base != 0);
+            config.bars().iter().map(|bar| (*bar, base(bar))).collect()
+        };
+        lock(&self.slots).iter().map(|(slot, at)| (*slot, of(&at.config))).collect()
     }
 
     /// Brings every BAR to where the guest wants it: first those leave that must, so that two can swap places, then those come

@@ -6,6 +6,7 @@
 mod commands;
 mod info;
 mod line;
+mod memory;
 mod words;
 
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use super::target::Target;
 use crate::running::MachineEvent;
 
 pub(super) use commands::{Answer, Then, execute};
-pub(super) use info::{chardevs, class, class_name, ids};
 use line::{Line, Typed};
+pub(super) use memory::save;
 
 /// What the driver waits for.
 const PROMPT: &str = "(qemu) ";

@@ -5,18 +5,22 @@ mod args;
 mod commands;
 mod framing;
 mod json;
+mod qom;
 mod query;
+mod schema;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hvrun_devices::backend::disk::ErrorAction;
+use hvrun_devices::virtio::block::{IoError, Operation};
 use serde_json::{Map, Value, json};
 
 use super::QEMU_VERSION;
 use super::outbox::Outbox;
 use super::session::Protocol;
 use super::target::Target;
-use crate::running::{Cause, MachineEvent};
+use crate::running::{BlockNames, Cause, MachineEvent};
 use commands::{Reply, Then};
 use framing::{Framing, Message};
 
@@ -138,6 +142,22 @@ fn reason(cause: Cause) -> &'static str {
     }
 }
 
+/// The data of BLOCK_IO_ERROR.
+fn io_error(disk: BlockNames, error: IoError) -> Value {
+    json!({
+        "device": disk.drive,
+        "node-name": disk.node,
+        "operation": if error.operation == Operation::Read { "read" } else { "write" },
+        "action": match error.action {
+            ErrorAction::Report => "report",
+            ErrorAction::Ignore => "ignore",
+            ErrorAction::Stop => "stop",
+        },
+        "nospace": error.no_space,
+        "reason": error.reason,
+    })
+}
+
 /// An event at `time` since the epoch.
 fn event(event: MachineEvent, time: std::time::Duration) -> Value {
     let caused = |cause: Cause| Some(json!({ "guest": cause.is_guest(), "reason": reason(cause) }));
@@ -147,6 +167,7 @@ fn event(event: MachineEvent, time: std::time::Duration) -> Value {
         MachineEvent::Reset(cause) => ("RESET", caused(cause)),
         MachineEvent::Shutdown(cause) => ("SHUTDOWN", caused(cause)),
         MachineEvent::PowerButton => ("POWERDOWN", None),
+        MachineEvent::BlockIoError { disk, error } => ("BLOCK_IO_ERROR", Some(io_error(disk, error))),
     };
     let mut value = json!({
         "timestamp": { "seconds": time.as_secs(), "microseconds": time.subsec_micros() },

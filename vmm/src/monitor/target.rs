@@ -3,16 +3,20 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use hvrun_arch::Accel;
 use hvrun_arch::aarch64::layout::Window;
+use hvrun_arch::{Accel, GuestMemory};
 use hvrun_devices::Bus;
-use hvrun_devices::backend::disk::{BlockBackend, Disk, ImageFormat};
+use hvrun_devices::backend::disk::{BlockBackend, DiskConfig, ImageFormat, SECTOR};
 use hvrun_devices::backend::net::user::{HostForward, Protocol, UserNetHandle};
-use hvrun_devices::pci::PciHost;
+use hvrun_devices::pci::{Bar, PciHost};
+use hvrun_devices::virtio::balloon::Balloon;
+use hvrun_devices::virtio::block::{BlockStats, IoStatus};
 use hvrun_devices::virtio::net::Net;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::config::MachineConfig;
-use crate::running::{MachineControl, RunState};
+use crate::devices::Drive;
+use crate::running::{BlockNames, MachineControl, RunState};
 
 /// A function on the PCI bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub(crate) struct PciDevice {
     pub(crate) name: String,
     /// Its configuration space.
     pub(crate) registers: Vec<u8>,
+    /// Its BARs, and where each answers.
+    pub(crate) bars: Vec<(Bar, Option<u64>)>,
 }
 
 impl PciDevice {
@@ -36,12 +42,35 @@ impl PciDevice {
 /// A disk as it was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DiskFacts {
+    pub(crate) names: BlockNames,
+    /// What the device is called in log lines, and on the PCI bus.
+    pub(crate) device: String,
+    pub(crate) config: DiskConfig,
     /// `raw` or `qcow2`.
     pub(crate) format: &'static str,
     /// Its size in bytes.
     pub(crate) size: u64,
-    /// What the guest cannot write to.
-    pub(crate) readonly: bool,
+    pub(crate) status: IoStatus,
+    pub(crate) stats: BlockStats,
+}
+
+impl DiskFacts {
+    /// What is known of `drive`.
+    fn of(drive: &Drive) -> Self {
+        let disk = &drive.disk;
+        DiskFacts {
+            names: drive.names.clone(),
+            device: disk.name().to_owned(),
+            config: disk.config().clone(),
+            format: match disk.format() {
+                ImageFormat::Raw => "raw",
+                ImageFormat::Qcow2 => "qcow2",
+            },
+            size: disk.capacity(),
+            status: drive.device.io_status(),
+            stats: drive.device.stats(),
+        }
+    }
 }
 
 /// Why a port is not forwarded, or goes on to be.
@@ -59,7 +88,8 @@ pub(crate) trait Target: Send + Sync {
     fn accel(&self) -> Accel;
     fn run_state(&self) -> RunState;
     fn pause(&self);
-    fn resume(&self);
+    /// False: only a reset helps.
+    fn resume(&self) -> bool;
     fn reset(&self);
     fn power_button(&self);
     fn quit(&self);
@@ -79,6 +109,16 @@ pub(crate) trait Target: Send + Sync {
     ) -> Result<(), ForwardError>;
     /// Every forwarded port.
     fn forwards(&self) -> Vec<(String, HostForward)>;
+    /// Sends a break on the serial line.
+    fn send_break(&self);
+    /// How much memory the guest has left, if there is a balloon.
+    fn balloon(&self) -> Option<u64>;
+    /// Asks the guest to make do with so much.
+    fn set_balloon(&self, bytes: u64);
+    /// Changes the size of the disk, which is known by its drive's or its node's name.
+    fn resize(&self, name: &str, bytes: u64) -> Result<(), String>;
+    /// Reads RAM; false if not all of it is.
+    fn read_memory(&self, address: u64, data: &mut [u8]) -> bool;
     /// In the order of the configuration.
     fn disks(&self) -> Vec<DiskFacts>;
     /// Name and window of every device on the bus.
@@ -93,7 +133,9 @@ pub(crate) struct Parts {
     pub(crate) accel: Accel,
     pub(crate) bus: Weak<Bus>,
     pub(crate) pci: Weak<PciHost>,
-    pub(crate) disks: Vec<Weak<Disk>>,
+    pub(crate) drives: Vec<Weak<Drive>>,
+    pub(crate) balloon: Option<Weak<Balloon>>,
+    pub(crate) memory: GuestMemory,
 }
 
 /// A machine, from outside. Like [`MachineControl`], it does not keep it alive.
@@ -153,8 +195,8 @@ impl Target for Remote {
         self.0.control.pause();
     }
 
-    fn resume(&self) {
-        self.0.control.resume();
+    fn resume(&self) -> bool {
+        self.0.control.resume()
     }
 
     fn reset(&self) {
@@ -210,16 +252,40 @@ impl Target for Remote {
         self.0.control.nets().into_iter().flat_map(of).collect()
     }
 
+    fn send_break(&self) {
+        self.0.control.send_break();
+    }
+
+    fn balloon(&self) -> Option<u64> {
+        self.0.balloon.as_ref()?.upgrade().map(|balloon| balloon.actual())
+    }
+
+    fn set_balloon(&self, bytes: u64) {
+        if let Some(balloon) = self.0.balloon.as_ref().and_then(Weak::upgrade) {
+            balloon.set_target(bytes);
+        }
+    }
+
+    fn resize(&self, name: &str, bytes: u64) -> Result<(), String> {
+        let is_meant =
+            |drive: &Arc<Drive>| [&drive.names.drive, &drive.names.node].contains(&&name.to_owned());
+        let drive = self.0.drives.iter().filter_map(Weak::upgrade).find(is_meant);
+        let drive = drive.ok_or_else(|| format!("Cannot find device='{name}' nor node-name=''"))?;
+        if !bytes.is_multiple_of(SECTOR) {
+            return Err(format!("The new size must be a multiple of {SECTOR}"));
+        }
+        if drive.disk.config().readonly {
+            return Err("Image is read-only".to_owned());
+        }
+        drive.device.resize(bytes).map_err(|error| format!("Failed to resize {}: {error}", drive.names.drive))
+    }
+
+    fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
+        self.0.memory.read_slice(data, GuestAddress(address)).is_ok()
+    }
+
     fn disks(&self) -> Vec<DiskFacts> {
-        let facts = |disk: Arc<Disk>| DiskFacts {
-            format: match disk.format() {
-                ImageFormat::Raw => "raw",
-                ImageFormat::Qcow2 => "qcow2",
-            },
-            size: disk.capacity(),
-            readonly: disk.config().readonly,
-        };
-        self.0.disks.iter().filter_map(Weak::upgrade).map(facts).collect()
+        self.0.drives.iter().filter_map(Weak::upgrade).map(|drive| DiskFacts::of(&drive)).collect()
     }
 
     fn memory_map(&self) -> Vec<(String, Window)> {
@@ -228,12 +294,17 @@ impl Target for Remote {
 
     fn pci(&self) -> Vec<PciDevice> {
         let Some(host) = self.0.pci.upgrade() else { return Vec::new() };
-        let names = host.functions();
+        let (names, bars) = (host.functions(), host.bars());
         let device = |slot: hvrun_devices::pci::SlotState| PciDevice {
             name: names
                 .iter()
                 .find(|(at, _)| *at == slot.slot)
                 .map(|(_, name)| name.clone())
+                .unwrap_or_default(),
+            bars: bars
+                .iter()
+                .find(|(at, _)| *at == slot.slot)
+                .map(|(_, bars)| bars.clone())
                 .unwrap_or_default(),
             slot: slot.slot,
             registers: slot.config.registers,

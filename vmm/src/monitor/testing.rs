@@ -7,14 +7,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hvrun_arch::Accel;
-use hvrun_arch::aarch64::layout::Window;
+use hvrun_arch::aarch64::layout::{RAM_BASE, Window};
 use hvrun_devices::backend::chardev::{CharBackend, Stream};
+use hvrun_devices::backend::disk::{DiskConfig, ErrorPolicy};
 use hvrun_devices::backend::net::user::{HostForward, Protocol};
+
+use hvrun_devices::pci::{Bar, BarKind};
+use hvrun_devices::virtio::balloon::BalloonConfig;
+use hvrun_devices::virtio::block::{BlockStats, IoStatus};
 
 use super::session::{Protocol as MonitorProtocol, Session, Sessions};
 use super::target::{DiskFacts, ForwardError, PciDevice, Target};
 use crate::config::MachineConfig;
-use crate::running::RunState;
+use crate::running::{BlockNames, RunState};
 
 /// Longer than anything here takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -25,7 +30,9 @@ pub(super) struct FakeMachine {
     pub(super) config: MachineConfig,
     /// What was done, in order, as text.
     pub(super) log: Mutex<Vec<String>>,
-    running: Mutex<RunState>,
+    pub(super) running: Mutex<RunState>,
+    /// RAM from [`RAM_BASE`] on.
+    pub(super) memory: Vec<u8>,
 }
 
 impl FakeMachine {
@@ -34,8 +41,20 @@ impl FakeMachine {
         let mut config = MachineConfig::new("Image");
         config.nets = vec!["user,id=net0".parse().unwrap()];
         config.nets[0].common.netdev = Some("user.0".to_owned());
-        config.disks = vec!["/images/root.qcow2".parse().unwrap()];
-        Arc::new(FakeMachine { config, log: Mutex::default(), running: Mutex::new(RunState::Running) })
+        config.disks = vec![
+            DiskConfig {
+                id: Some("drive1".to_owned()),
+                device: Some("root".to_owned()),
+                werror: ErrorPolicy::Enospc,
+                ..DiskConfig::new("/images/root.qcow2")
+            },
+            DiskConfig { readonly: true, ..DiskConfig::new("/images/cd.iso") },
+        ];
+        config.name = Some("horus".to_owned());
+        config.balloon = Some(BalloonConfig::default());
+        let memory = (0..=255).cycle().take(4096).collect();
+        let running = Mutex::new(RunState::Running);
+        Arc::new(FakeMachine { config, log: Mutex::default(), running, memory })
     }
 
     fn note(&self, what: impl Into<String>) {
@@ -65,9 +84,13 @@ impl Target for FakeMachine {
         self.note("pause");
     }
 
-    fn resume(&self) {
+    fn resume(&self) -> bool {
+        if self.run_state() == RunState::PoweredOff {
+            return false;
+        }
         *self.running.lock().unwrap() = RunState::Running;
         self.note("resume");
+        true
     }
 
     fn reset(&self) {
@@ -123,7 +146,42 @@ impl Target for FakeMachine {
     }
 
     fn disks(&self) -> Vec<DiskFacts> {
-        vec![DiskFacts { format: "qcow2", size: 1 << 30, readonly: false }]
+        let facts = |(index, config): (usize, &DiskConfig)| DiskFacts {
+            names: BlockNames {
+                drive: config.id.clone().unwrap_or_else(|| format!("virtio{index}")),
+                node: format!("#block{index:03}"),
+            },
+            device: format!("disk {index}"),
+            config: config.clone(),
+            format: "qcow2",
+            size: 1 << 30,
+            status: IoStatus::Ok,
+            stats: BlockStats::default(),
+        };
+        self.config.disks.iter().enumerate().map(facts).collect()
+    }
+
+    fn send_break(&self) {
+        self.note("break");
+    }
+
+    fn balloon(&self) -> Option<u64> {
+        self.config.balloon.map(|_| 512 << 20)
+    }
+
+    fn set_balloon(&self, bytes: u64) {
+        self.note(format!("balloon {bytes}"));
+    }
+
+    fn resize(&self, name: &str, bytes: u64) -> Result<(), String> {
+        self.note(format!("resize {name} {bytes}"));
+        if name == "drive1" { Ok(()) } else { Err(format!("Cannot find device='{name}' nor node-name=''")) }
+    }
+
+    fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
+        let at = address.checked_sub(RAM_BASE).and_then(|offset| usize::try_from(offset).ok());
+        let found = at.and_then(|at| self.memory.get(at..at.checked_add(data.len())?));
+        found.inspect(|found| data.copy_from_slice(found)).is_some()
     }
 
     fn memory_map(&self) -> Vec<(String, Window)> {
@@ -134,7 +192,13 @@ impl Target for FakeMachine {
         let mut registers = vec![0; 256];
         registers[..4].copy_from_slice(&[0xf4, 0x1a, 0x41, 0x10]);
         registers[0x0b] = 2;
-        vec![PciDevice { slot: 1, name: "net0".to_owned(), registers }]
+        let bar = Bar { index: 4, size: 0x4000, kind: BarKind::Memory64, prefetchable: true };
+        vec![PciDevice {
+            slot: 1,
+            name: "net0".to_owned(),
+            registers,
+            bars: vec![(bar, Some(0x80_0000_0000))],
+        }]
     }
 }
 

@@ -173,7 +173,9 @@ impl Unit {
             VIRTIO_BLK_T_IN => {
                 let offset = self.range(request.sector, data_len)?;
                 take(chain.writable(), 0, data_len, scratch)?;
-                self.attempt(Operation::Read, (offset, data_len as u64), || self.backend.read(scratch, offset))
+                self.attempt(Operation::Read, (offset, data_len as u64), || {
+                    self.backend.read(scratch, offset)
+                })
             }
             VIRTIO_BLK_T_OUT => {
                 let len = chain.readable_len().saturating_sub(HEAD_LEN);
@@ -334,7 +336,10 @@ impl Unit {
 
 impl fmt::Debug for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unit").field("backend", &self.backend).field("halt", &self.halt).finish_non_exhaustive()
+        f.debug_struct("Unit")
+            .field("backend", &self.backend)
+            .field("halt", &self.halt)
+            .finish_non_exhaustive()
     }
 }
 

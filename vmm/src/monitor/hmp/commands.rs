@@ -2,11 +2,14 @@
 //! QEMU's.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use hvrun_devices::backend::net::user::HostForward;
 
+use super::super::names;
 use super::super::target::{ForwardError, Target};
 use super::info;
+use super::memory;
 use super::words;
 
 /// What a command says, and what happens behind its answer.
@@ -60,10 +63,14 @@ const fn command(
 
 /// Every command, by name.
 static COMMANDS: &[Command] = &[
-    command(&["cont", "c"], "", "resume emulation", (0, 0), |target, _| {
-        target.resume();
-        Answer::text("")
+    command(&["balloon"], "target", "request VM to change its memory allocation (in MB)", (1, 1), balloon),
+    command(&["block_resize"], "device size", "resize a block image (size in MB)", (2, 2), block_resize),
+    command(&["change"], "device filename", "change a removable medium", (2, 4), no_medium),
+    command(&["cont", "c"], "", "resume emulation", (0, 0), |target, _| match target.resume() {
+        true => Answer::text(""),
+        false => Answer::error(names::NEEDS_RESET),
     }),
+    command(&["eject"], "[-f] device", "eject a removable medium", (1, 2), no_medium),
     command(&["help", "?"], "[cmd]", "show the help", (0, 2), help),
     command(
         &["hostfwd_add"],
@@ -80,6 +87,14 @@ static COMMANDS: &[Command] = &[
         hostfwd_remove,
     ),
     command(&["info"], "[subcommand]", "show various information about the system state", (0, 2), info),
+    command(&["nmi"], "", "inject an NMI", (0, 0), |_, _| Answer::error(names::UNSUPPORTED)),
+    command(
+        &["pmemsave"],
+        "addr size file",
+        "save to disk physical memory dump starting at 'addr' of size 'size'",
+        (3, 3),
+        pmemsave,
+    ),
     command(&["quit", "q"], "", "quit the emulator", (0, 0), |_, _| Answer {
         text: String::new(),
         then: Then::Quit,
@@ -97,20 +112,22 @@ static COMMANDS: &[Command] = &[
         target.reset();
         Answer::text("")
     }),
+    command(&["system_wakeup"], "", "wakeup guest from suspend", (0, 0), |_, _| Answer::error(NO_WAKEUP)),
+    command(&["xp"], "/fmt addr", "physical memory dump starting at 'addr'", (0, 2), |target, args| {
+        Answer::text(memory::show(target, "xp", args))
+    }),
 ];
 
 const NO_DISPLAY: &str = "There is no display";
 const NO_KEYBOARD: &str = "There is no keyboard";
 const NO_MOUSE: &str = "There is no mouse";
 const NO_HOTPLUG: &str = "devices cannot be added to or taken from a running machine yet";
-const NO_MEDIA: &str = "a disk cannot be changed while the machine runs yet";
+const NO_WAKEUP: &str = "wake-up from suspend is not supported by this guest";
 const NO_SNAPSHOT: &str = "snapshots of a machine are not there yet";
-const NO_PEEKING: &str = "the guest's memory cannot be shown yet";
+const NO_WALK: &str = "the guest's page tables are not followed; use xp with a physical address";
 
 /// Commands of QEMU that are refused, each with the reason.
 const REFUSED: &[(&str, &str)] = &[
-    ("block_resize", NO_MEDIA),
-    ("change", NO_MEDIA),
     ("chardev-add", NO_HOTPLUG),
     ("chardev-remove", NO_HOTPLUG),
     ("delvm", NO_SNAPSHOT),
@@ -118,7 +135,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("device_del", NO_HOTPLUG),
     ("drive_add", NO_HOTPLUG),
     ("drive_del", NO_HOTPLUG),
-    ("eject", NO_MEDIA),
     ("gdbserver", "a debugger's server is not there yet"),
     ("loadvm", NO_SNAPSHOT),
     ("migrate", "a machine cannot move to another host yet"),
@@ -127,14 +143,12 @@ const REFUSED: &[(&str, &str)] = &[
     ("mouse_set", NO_MOUSE),
     ("netdev_add", NO_HOTPLUG),
     ("netdev_del", NO_HOTPLUG),
-    ("nmi", "this machine has no non-maskable interrupt"),
     ("object_add", NO_HOTPLUG),
     ("object_del", NO_HOTPLUG),
     ("savevm", NO_SNAPSHOT),
     ("screendump", NO_DISPLAY),
     ("sendkey", NO_KEYBOARD),
-    ("x", NO_PEEKING),
-    ("xp", NO_PEEKING),
+    ("x", NO_WALK),
 ];
 
 /// Does what `line` says.
@@ -144,13 +158,21 @@ pub(in crate::monitor) fn execute(target: &dyn Target, line: &str) -> Answer {
     };
     let Some((name, args)) = words.split_first() else { return Answer::text("") };
     // QEMU allows a format behind a slash, such as x/4w.
-    let plain = name.split('/').next().unwrap_or_default();
-    if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == plain) {
-        return Answer::error(format_args!("{plain}: {why}"));
+    let (name, format) = match name.find('/') {
+        Some(at) => name.split_at(at),
+        None => (name.as_str(), ""),
+    };
+    if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+        return Answer::error(format_args!("{name}: {why}"));
     }
-    match COMMANDS.iter().find(|command| command.names.contains(&name.as_str())) {
+    let args: Vec<String> = Some(format.to_owned())
+        .filter(|format| !format.is_empty())
+        .into_iter()
+        .chain(args.iter().cloned())
+        .collect();
+    match COMMANDS.iter().find(|command| command.names.contains(&name)) {
         None => Answer::text(format!("unknown command: '{name}'\n")),
-        Some(command) => run(target, command, args),
+        Some(command) => run(target, command, &args),
     }
 }
 
@@ -208,6 +230,58 @@ fn set_link(target: &dyn Target, args: &[String]) -> Answer {
     match target.set_link(name, up) {
         true => Answer::text(""),
         false => Answer::error(format_args!("Device '{name}' not found")),
+    }
+}
+
+fn balloon(target: &dyn Target, args: &[String]) -> Answer {
+    let bytes = args.first().and_then(|text| size(text)).filter(|bytes| *bytes > 0);
+    match (target.balloon(), bytes) {
+        (None, _) => Answer::error(names::NO_BALLOON),
+        (_, None) => Answer::error("Parameter 'target' expects a size"),
+        (_, Some(bytes)) => {
+            target.set_balloon(bytes);
+            Answer::text("")
+        }
+    }
+}
+
+fn block_resize(target: &dyn Target, args: &[String]) -> Answer {
+    let [device, bytes] = args else { return Answer::text("") };
+    let Some(bytes) = size(bytes) else { return Answer::error("Parameter 'size' expects a size") };
+    match target.resize(device, bytes) {
+        Ok(()) => Answer::text(""),
+        Err(error) => Answer::error(error),
+    }
+}
+
+/// A size as people type it: in MiB, or with a suffix.
+fn size(text: &str) -> Option<u64> {
+    let suffixes = [('b', 0), ('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let last = text.chars().last()?.to_ascii_lowercase();
+    let (digits, shift) = match suffixes.iter().find(|(suffix, _)| *suffix == last) {
+        Some((_, shift)) => (text.get(..text.len() - 1)?, *shift),
+        None => (text, 20),
+    };
+    memory::number(digits)?.checked_mul(1 << shift)
+}
+
+/// `eject` and `change`: no disk here has a medium that could be taken out.
+fn no_medium(target: &dyn Target, args: &[String]) -> Answer {
+    let device = args.iter().find(|arg| !arg.starts_with('-')).map(String::as_str).unwrap_or_default();
+    match target.disks().iter().any(|disk| disk.names.drive == device) {
+        true => Answer::error(format_args!("Device '{device}' is not removable")),
+        false => Answer::error(format_args!("Device '{device}' not found")),
+    }
+}
+
+fn pmemsave(target: &dyn Target, args: &[String]) -> Answer {
+    let [address, size, file] = args else { return Answer::text("") };
+    let (Some(address), Some(size)) = (memory::number(address), memory::number(size)) else {
+        return Answer::error("Parameters 'addr' and 'size' expect numbers");
+    };
+    match memory::save(target, address, size, Path::new(file)) {
+        Ok(()) => Answer::text(""),
+        Err(error) => Answer::error(error),
     }
 }
 

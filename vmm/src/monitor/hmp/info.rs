@@ -1,15 +1,18 @@
 //! What `info` shows, in QEMU's layouts.
 
+mod block;
+mod pci;
+
 use std::fmt::Write;
 
 use hvrun_arch::Accel;
 use hvrun_arch::aarch64::layout::RAM_BASE;
-use hvrun_devices::backend::disk::CacheMode;
 use hvrun_devices::virtio::net::NetBackendConfig;
 
 use super::super::QEMU_VERSION;
-use super::super::target::{PciDevice, Target};
-use crate::config::{MonitorKind, MonitorPlace, Transport};
+use super::super::names;
+use super::super::target::Target;
+use crate::config::Transport;
 use crate::running::RunState;
 
 /// A topic of `info`.
@@ -31,17 +34,30 @@ const fn topic(
 
 /// Every topic, by name.
 pub(super) static TOPICS: &[Topic] = &[
-    topic("block", "", "show the block devices", block),
+    topic("balloon", "", "show balloon information", balloon),
+    topic("block", "[device]", "show info of one block device or all block devices", block::devices),
+    topic("block-jobs", "", "show progress of ongoing block device operations", |_, _| {
+        "No active jobs\n".to_owned()
+    }),
+    topic("blockstats", "", "show block device statistics", block::stats),
     topic("chardev", "", "show the character devices", chardev),
     topic("cpus", "", "show infos for each CPU", cpus),
+    topic("iothreads", "", "show iothreads", |_, _| String::new()),
     topic("kvm", "", "show KVM information", kvm),
+    topic("memory-devices", "", "show memory devices", |_, _| String::new()),
+    topic("memory_size_summary", "", "show the amount of initially allocated memory in bytes", memory_size),
+    topic("mice", "", "show which guest mouse is receiving events", |_, _| {
+        "No mouse devices connected\n".to_owned()
+    }),
     topic("mtree", "", "show memory tree", mtree),
+    topic("name", "", "show the current VM name", name),
     topic("network", "", "show the network state", network),
-    topic("pci", "", "show PCI info", pci),
-    topic("qtree", "", "show device tree", qtree),
+    topic("pci", "", "show PCI info", pci::devices),
+    topic("qtree", "", "show device tree", pci::tree),
     topic("registers", "[-a]", "show the cpu registers (-a: of all CPUs)", registers),
     topic("status", "", "show the current VM status (running|paused)", status),
     topic("usernet", "", "show user network stack connection states", usernet),
+    topic("uuid", "", "show the current VM UUID", uuid),
     topic("version", "", "show the version of QEMU", version),
 ];
 
@@ -65,8 +81,9 @@ fn status(target: &dyn Target, _: Option<&str>) -> String {
     let status = match target.run_state() {
         RunState::Running => "running",
         RunState::Paused => "paused",
+        RunState::IoError => "paused (io-error)",
         RunState::Prelaunch => "paused (prelaunch)",
-        RunState::Shutdown => "paused (shutdown)",
+        RunState::PoweredOff | RunState::Shutdown => "paused (shutdown)",
     };
     format!("VM status: {status}\n")
 }
@@ -74,6 +91,25 @@ fn status(target: &dyn Target, _: Option<&str>) -> String {
 fn version(_: &dyn Target, _: Option<&str>) -> String {
     let [major, minor, micro] = QEMU_VERSION;
     format!("{major}.{minor}.{micro} (hvrun {})\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn name(target: &dyn Target, _: Option<&str>) -> String {
+    target.config().name.as_ref().map(|name| format!("{name}\n")).unwrap_or_default()
+}
+
+fn uuid(target: &dyn Target, _: Option<&str>) -> String {
+    format!("{}\n", target.config().uuid.as_deref().unwrap_or(names::NO_UUID))
+}
+
+fn balloon(target: &dyn Target, _: Option<&str>) -> String {
+    match target.balloon() {
+        Some(bytes) => format!("balloon: actual={}\n", bytes >> 20),
+        None => format!("Error: {}\n", names::NO_BALLOON),
+    }
+}
+
+fn memory_size(target: &dyn Target, _: Option<&str>) -> String {
+    format!("base memory: {}\nplugged memory: 0\n", target.config().memory.bytes())
 }
 
 fn kvm(target: &dyn Target, _: Option<&str>) -> String {
@@ -142,45 +178,9 @@ fn usernet(target: &dyn Target, _: Option<&str>) -> String {
     text
 }
 
-fn block(target: &dyn Target, _: Option<&str>) -> String {
-    let mut text = String::new();
-    for (index, (disk, facts)) in target.config().disks.iter().zip(target.disks()).enumerate() {
-        let readonly = if facts.readonly { ", read-only" } else { "" };
-        let cache = match disk.cache {
-            CacheMode::Writeback => "writeback",
-            CacheMode::None => "writeback, direct",
-            CacheMode::Unsafe => "writeback, ignore flushes",
-        };
-        let path = disk.path.display();
-        add(&mut text, format_args!("virtio{index}: {path} ({}{readonly})", facts.format));
-        add(&mut text, format_args!("    Cache mode:       {cache}"));
-    }
-    text
-}
-
-/// Every character device with the name that QEMU gives it, and what it is.
-pub(in crate::monitor) fn chardevs(target: &dyn Target) -> Vec<(String, String)> {
-    let config = target.config();
-    let mut all = vec![("serial0".to_owned(), config.serial.to_string())];
-    let consoles = config.consoles.iter().map(|console| &console.to);
-    let ports = config.ports.iter().map(|port| &port.to);
-    let numbered = |(number, to): (usize, &_)| (format!("virtio-serial{number}"), format!("{to}"));
-    all.extend(consoles.chain(ports).enumerate().map(numbered));
-    for (number, monitor) in config.monitors.iter().enumerate() {
-        let kind = match monitor.kind {
-            MonitorKind::Hmp => "hmp",
-            MonitorKind::Qmp => "qmp",
-        };
-        if let MonitorPlace::Own(to) = &monitor.to {
-            all.push((format!("compat_monitor{number}-{kind}"), to.to_string()));
-        }
-    }
-    all
-}
-
 fn chardev(target: &dyn Target, _: Option<&str>) -> String {
     let mut text = String::new();
-    for (label, filename) in chardevs(target) {
+    for (label, filename) in names::chardevs(target) {
         add(&mut text, format_args!("{label}: filename={filename}"));
     }
     text
@@ -196,53 +196,5 @@ fn mtree(target: &dyn Target, _: Option<&str>) -> String {
         line(window.base, window.size, &format!("i/o): {name}"));
     }
     line(RAM_BASE, target.config().memory.bytes(), "ram): mach-virt.ram");
-    text
-}
-
-/// Class and subclass of a function (PCI Local Bus 3.0, 6.2.1).
-pub(in crate::monitor) fn class(device: &PciDevice) -> u16 {
-    device.u16(0x0a)
-}
-
-/// Vendor and device id (PCI Local Bus 3.0, 6.2.1).
-pub(in crate::monitor) fn ids(device: &PciDevice) -> (u16, u16) {
-    (device.u16(0), device.u16(2))
-}
-
-/// What QEMU calls a class.
-pub(in crate::monitor) fn class_name(class: u16) -> Option<&'static str> {
-    Some(match class {
-        0x0100 => "SCSI controller",
-        0x0200 => "Ethernet controller",
-        0x0600 => "Host bridge",
-        _ => return None,
-    })
-}
-
-fn pci(target: &dyn Target, _: Option<&str>) -> String {
-    let mut text = String::new();
-    for device in target.pci() {
-        let class = class(&device);
-        let (vendor, id) = ids(&device);
-        let name = class_name(class).map_or_else(|| format!("Class {class:04}"), str::to_owned);
-        add(&mut text, format_args!("  Bus  0, device {:3}, function 0:", device.slot));
-        add(&mut text, format_args!("    {name}: PCI device {vendor:04x}:{id:04x}"));
-        add(&mut text, format_args!("      id \"{}\"", device.name));
-    }
-    text
-}
-
-fn qtree(target: &dyn Target, _: Option<&str>) -> String {
-    let mut text = "bus: main-system-bus\n  type System\n".to_owned();
-    for (name, window) in target.memory_map() {
-        add(
-            &mut text,
-            format_args!("  dev: {name}, id \"\"\n    mmio {:016x}/{:016x}", window.base, window.size),
-        );
-    }
-    add(&mut text, format_args!("bus: pcie.0\n  type PCIE"));
-    for device in target.pci() {
-        add(&mut text, format_args!("  dev: {}, id \"\"\n    addr = {:02x}.0", device.name, device.slot));
-    }
     text
 }

@@ -1,11 +1,13 @@
-//! The commands of programs: one table, which is also what `query-commands` lists.
+//! The commands of programs: one table, which is also what `query-commands` and, with the types in `schema`, `query-qmp-schema` list.
+
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::super::hmp;
 use super::super::target::Target;
+use super::super::{hmp, names};
 use super::args::Args;
-use super::{NEGOTIATE, QmpError, query};
+use super::{NEGOTIATE, QmpError, qom, query, schema};
 
 /// What a command returns, and what happens behind its answer.
 #[derive(Debug, PartialEq)]
@@ -43,33 +45,112 @@ macro_rules! query {
     };
 }
 
-/// Every command but [`NEGOTIATE`], by name, with the names of its arguments.
-static COMMANDS: &[(&str, &[&str], Run)] = &[
-    ("cont", &[], |target, _| {
-        target.resume();
-        Ok(Reply::empty(Then::Go))
+/// A command that shows that there is nothing.
+macro_rules! none {
+    () => {
+        |_, _| Ok(Reply::of(json!([])))
+    };
+}
+
+/// A command that this machine refuses, whatever it is given.
+macro_rules! refuse {
+    ($why:expr) => {
+        |_, _| Err(QmpError::generic($why))
+    };
+}
+
+const NO_CONSOLE: &str = "There is no console to take a screendump from";
+const NO_INPUT: &str = "There is no keyboard or mouse: this machine has no display";
+const NO_CHARDEV: &str = "Character devices cannot be added to or changed in a running machine";
+const NO_WAKEUP: &str = "wake-up from suspend is not supported by this guest";
+
+/// Every command but [`NEGOTIATE`], by name, with its arguments. What it returns is in `schema`.
+pub(super) static COMMANDS: &[(&str, &[&str], Run)] = &[
+    ("balloon", &["value: int"], balloon),
+    ("block_resize", &["device?: str", "node-name?: str", "size: int"], block_resize),
+    (
+        "blockdev-change-medium",
+        &["device?: str", "id?: str", "filename: str", "format?: str", "force?: bool"],
+        no_medium,
+    ),
+    ("chardev-add", &["id: str", "backend: any"], refuse!(NO_CHARDEV)),
+    ("chardev-change", &["id: str", "backend: any"], chardev_change),
+    ("chardev-remove", &["id: str"], chardev_remove),
+    ("chardev-send-break", &["id: str"], chardev_send_break),
+    ("cont", &[], |target, _| match target.resume() {
+        true => Ok(Reply::empty(Then::Go)),
+        false => Err(QmpError::generic(names::NEEDS_RESET)),
     }),
-    ("human-monitor-command", &["command-line", "cpu-index"], human_monitor_command),
-    ("query-block", &[], query!(query::block)),
+    ("eject", &["device?: str", "id?: str", "force?: bool"], no_medium),
+    ("human-monitor-command", &["command-line: str", "cpu-index?: int"], human_monitor_command),
+    ("inject-nmi", &[], refuse!(names::UNSUPPORTED)),
+    ("input-send-event", &["device?: str", "head?: int", "events: [any]"], refuse!(NO_INPUT)),
+    ("pmemsave", &["val: int", "size: int", "filename: str"], pmemsave),
+    ("qom-get", &["path: str", "property: str"], |target, args| {
+        let (path, property) = (args.string("path")?, args.string("property")?);
+        qom::get(target, &path, &property).map(Reply::of)
+    }),
+    ("qom-list", &["path: str"], |target, args| qom::list(target, &args.string("path")?).map(Reply::of)),
+    ("query-balloon", &[], |target, _| match target.balloon() {
+        Some(bytes) => Ok(Reply::of(json!({ "actual": bytes }))),
+        None => Err(no_balloon()),
+    }),
+    ("query-block", &[], query!(query::block::devices)),
+    ("query-block-exports", &[], none!()),
+    ("query-block-jobs", &[], none!()),
+    ("query-blockstats", &["query-nodes?: bool"], query!(query::block::stats)),
     ("query-chardev", &[], query!(query::chardev)),
+    ("query-chardev-backends", &[], query!(query::chardev_backends)),
     ("query-commands", &[], |_, _| Ok(Reply::of(names()))),
+    ("query-cpu-definitions", &[], query!(query::cpu_definitions)),
     ("query-cpus-fast", &[], query!(query::cpus_fast)),
+    ("query-current-machine", &[], |_, _| Ok(Reply::of(json!({ "wakeup-suspend-support": false })))),
+    ("query-display-options", &[], |_, _| Ok(Reply::of(json!({ "type": "none" })))),
+    ("query-fdsets", &[], none!()),
+    ("query-gic-capabilities", &[], query!(query::gic_capabilities)),
+    ("query-hotpluggable-cpus", &[], refuse!("The feature 'query-hotpluggable-cpus' is not enabled")),
+    ("query-iothreads", &[], none!()),
+    ("query-jobs", &[], none!()),
     ("query-kvm", &[], query!(query::kvm)),
+    ("query-machines", &[], query!(query::machines)),
+    ("query-memdev", &[], query!(query::memdev)),
+    ("query-memory-devices", &[], none!()),
     ("query-memory-size-summary", &[], query!(query::memory_size_summary)),
+    ("query-mice", &[], none!()),
+    ("query-migrate", &[], |_, _| Ok(Reply::of(json!({})))),
     ("query-name", &[], query!(query::name)),
+    ("query-named-block-nodes", &["flat?: bool"], query!(query::block::nodes)),
     ("query-pci", &[], query!(query::pci)),
+    ("query-pr-managers", &[], none!()),
+    ("query-qmp-schema", &[], |_, _| Ok(Reply::of(schema::schema()))),
+    ("query-rx-filter", &["name?: str"], rx_filter),
+    ("query-spice", &[], |_, _| {
+        Ok(Reply::of(json!({ "enabled": false, "migrated": false, "mouse-mode": "client" })))
+    }),
     ("query-status", &[], query!(query::status)),
     ("query-target", &[], query!(query::target)),
+    ("query-tpm", &[], none!()),
+    ("query-tpm-models", &[], none!()),
+    ("query-tpm-types", &[], none!()),
     ("query-uuid", &[], query!(query::uuid)),
     ("query-version", &[], |_, _| Ok(Reply::of(super::version()))),
+    ("query-vnc", &[], |_, _| Ok(Reply::of(json!({ "enabled": false })))),
+    ("query-vnc-servers", &[], none!()),
     ("quit", &[], |_, _| Ok(Reply::empty(Then::Quit))),
-    ("set_link", &["name", "up"], set_link),
+    (
+        "screendump",
+        &["filename: str", "device?: str", "head?: int", "format?: ImageFormat"],
+        refuse!(NO_CONSOLE),
+    ),
+    ("send-key", &["keys: [any]", "hold-time?: int"], refuse!(NO_INPUT)),
+    ("set_link", &["name: str", "up: bool"], set_link),
     ("stop", &[], |target, _| {
         target.pause();
         Ok(Reply::empty(Then::Go))
     }),
     ("system_powerdown", &[], |_, _| Ok(Reply::empty(Then::PowerDown))),
     ("system_reset", &[], |_, _| Ok(Reply::empty(Then::Reset))),
+    ("system_wakeup", &[], refuse!(NO_WAKEUP)),
 ];
 
 /// The names of all commands.
@@ -92,7 +173,7 @@ pub(super) fn execute(
 
 /// The beginning of a session. There is no capability that a client could enable.
 pub(super) fn negotiate(arguments: Map<String, Value>) -> Result<Reply, QmpError> {
-    match Args::new(arguments, &["enable"])?.strings("enable")?.first() {
+    match Args::new(arguments, &["enable?: [QMPCapability]"])?.strings("enable")?.first() {
         Some(name) => Err(QmpError::generic(format!("Capability '{name}' is not available"))),
         None => Ok(Reply::empty(Then::Go)),
     }
@@ -116,4 +197,103 @@ fn human_monitor_command(target: &dyn Target, args: &mut Args) -> Result<Reply, 
         hmp::Then::Quit => Then::Quit,
     };
     Ok(Reply { value: Value::String(hmp::crlf(&answer.text)), then })
+}
+
+fn no_balloon() -> QmpError {
+    QmpError { class: "DeviceNotActive", desc: names::NO_BALLOON.to_owned() }
+}
+
+fn balloon(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let value = args.number("value")?;
+    match (target.balloon(), u64::try_from(value).ok().filter(|bytes| *bytes > 0)) {
+        (None, _) => Err(no_balloon()),
+        (_, None) => Err(QmpError::generic("Parameter 'target' expects a size")),
+        (_, Some(bytes)) => {
+            target.set_balloon(bytes);
+            Ok(Reply::empty(Then::Go))
+        }
+    }
+}
+
+fn block_resize(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let (device, node, size) =
+        (args.string_or_none("device")?, args.string_or_none("node-name")?, args.number("size")?);
+    let Some(name) = device.or(node) else {
+        return Err(QmpError::generic("Need exactly one of 'device' and 'node-name'"));
+    };
+    let Ok(size) = u64::try_from(size) else {
+        return Err(QmpError::generic("Parameter 'size' expects a >0 size"));
+    };
+    match target.resize(&name, size) {
+        Ok(()) => Ok(Reply::empty(Then::Go)),
+        Err(error) => Err(QmpError::generic(error)),
+    }
+}
+
+/// `eject` and `blockdev-change-medium`: no disk here has a medium that could be taken out.
+fn no_medium(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let (device, id) = (args.string_or_none("device")?, args.string_or_none("id")?);
+    let Some(name) = device.or(id) else {
+        return Err(QmpError::generic("Need exactly one of 'device' and 'id'"));
+    };
+    let disks = target.disks();
+    let is_meant = |disk: &&_| {
+        let disk: &super::super::target::DiskFacts = disk;
+        disk.names.drive == name || disk.config.device.as_deref() == Some(&name)
+    };
+    match disks.iter().find(is_meant) {
+        Some(disk) => Err(QmpError::generic(format!("Device '{}' is not removable", disk.names.drive))),
+        None => Err(QmpError::no_device(&name)),
+    }
+}
+
+/// Whether there is a character device called `id`; if not, the answer.
+fn known_chardev(target: &dyn Target, id: &str) -> Result<(), QmpError> {
+    match names::chardevs(target).iter().any(|(label, _)| label == id) {
+        true => Ok(()),
+        false => Err(QmpError::generic(format!("Chardev '{id}' not found"))),
+    }
+}
+
+fn chardev_change(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let id = args.string("id")?;
+    args.any("backend")?;
+    known_chardev(target, &id)?;
+    Err(QmpError::generic(NO_CHARDEV))
+}
+
+fn chardev_remove(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let id = args.string("id")?;
+    known_chardev(target, &id)?;
+    Err(QmpError::generic(format!("Chardev '{id}' is busy")))
+}
+
+/// Only the serial port knows what a break is.
+fn chardev_send_break(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let id = args.string("id")?;
+    known_chardev(target, &id)?;
+    if id == "serial0" {
+        target.send_break();
+    }
+    Ok(Reply::empty(Then::Go))
+}
+
+fn pmemsave(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let (address, size, file) = (args.number("val")?, args.number("size")?, args.string("filename")?);
+    let (Ok(address), Ok(size)) = (u64::try_from(address), u64::try_from(size)) else {
+        return Err(QmpError::generic("Parameters 'val' and 'size' expect numbers that are not negative"));
+    };
+    match hmp::save(target, address, size, Path::new(&file)) {
+        Ok(()) => Ok(Reply::empty(Then::Go)),
+        Err(error) => Err(QmpError::generic(error)),
+    }
+}
+
+fn rx_filter(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+    let name = args.string_or_none("name")?;
+    let cards = query::rx_filters(target, name.as_deref());
+    match (cards.is_empty(), name) {
+        (true, Some(name)) => Err(QmpError::generic(format!("invalid net client name: {name}"))),
+        _ => Ok(Reply::of(Value::Array(cards))),
+    }
 }

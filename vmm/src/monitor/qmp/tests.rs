@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::super::testing::{FakeMachine, Person};
 use super::*;
+use crate::running::RunState;
 
 /// A program behind the negotiation.
 fn program(machine: &Arc<FakeMachine>) -> Person {
@@ -161,11 +162,20 @@ fn every_command_that_is_listed_exists() {
 fn queries_have_the_members_that_the_schema_demands() {
     let query = |name: &str| answer(&json!({ "execute": name }).to_string()).0["return"].clone();
     let block = &query("query-block")[0];
+    assert_eq!((&block["device"], &block["io-status"]), (&json!("drive1"), &json!("ok")));
+    assert_eq!(block["qdev"], "/machine/peripheral/root/virtio-backend");
+    let second = &query("query-block")[1];
+    assert_eq!(second["qdev"], "/machine/peripheral-anon/device[0]/virtio-backend");
+    assert!(second.get("io-status").is_none(), "no error of it stops the machine");
+    assert_eq!(query("query-name"), json!({ "name": "horus" }));
     assert_eq!(block["inserted"]["image"]["virtual-size"], 1 << 30);
     assert_eq!(block["inserted"]["drv"], "qcow2");
     assert_eq!(query("query-cpus-fast")[0]["thread-id"], 1234);
     assert_eq!(query("query-kvm"), json!({ "enabled": false, "present": false }));
-    assert_eq!(query("query-pci")[0]["devices"][0]["id"], json!({ "device": 0x1041, "vendor": 0x1af4 }));
+    assert_eq!(
+        query("query-pci")[0]["devices"][0]["id"],
+        json!({ "device": 0x1041, "vendor": 0x1af4, "subsystem": 0, "subsystem-vendor": 0 })
+    );
     assert_eq!(query("query-memory-size-summary")["base-memory"], 1u64 << 30);
     assert_eq!(query("query-chardev")[0]["label"], "serial0");
 }
@@ -188,7 +198,7 @@ fn events_come_only_after_the_negotiation() {
     let mut program = Person::at(Qmp::new(machine, false));
     program.hear("\n");
     program.session().event(MachineEvent::Stopped);
-    program.say("{\"execute\": \"qmp_capabilities\"}{\"execute\": \"query-name\"}");
+    program.say("{\"execute\": \"qmp_capabilities\"}{\"execute\": \"query-migrate\"}");
     assert_eq!(hear(&mut program), json!({ "return": {} }));
     assert_eq!(hear(&mut program), json!({ "return": {} }));
     // Both answers are there, so the session wants events by now, or is about to: ask once more to be sure.
@@ -196,6 +206,108 @@ fn events_come_only_after_the_negotiation() {
     hear(&mut program);
     program.session().event(MachineEvent::Resumed);
     assert_eq!(hear(&mut program)["event"], "RESUME");
+}
+
+#[test]
+fn an_io_error_is_told_in_qemu_s_words() {
+    let error = IoError {
+        operation: Operation::Flush,
+        action: ErrorAction::Stop,
+        no_space: true,
+        reason: "No space left on device".to_owned(),
+    };
+    let disk = BlockNames { drive: "drive1".to_owned(), node: "#block000".to_owned() };
+    let told = event(MachineEvent::BlockIoError { disk, error }, std::time::Duration::ZERO);
+    assert_eq!(told["event"], "BLOCK_IO_ERROR");
+    assert_eq!(
+        told["data"],
+        json!({
+            "device": "drive1", "node-name": "#block000", "operation": "write", "action": "stop",
+            "nospace": true, "reason": "No space left on device",
+        })
+    );
+}
+
+#[test]
+fn a_machine_whose_guest_has_powered_off_goes_on_after_a_reset_only() {
+    let machine = FakeMachine::new();
+    *machine.running.lock().unwrap() = RunState::PoweredOff;
+    let mut program = program(&machine);
+    program.say(r#"{"execute": "cont"}{"execute": "query-status"}"#);
+    assert_eq!(hear(&mut program)["error"]["desc"], "Resetting the Virtual Machine is required");
+    assert_eq!(hear(&mut program)["return"], json!({ "status": "shutdown", "running": false }));
+}
+
+#[test]
+fn a_disk_is_resized_by_either_name() {
+    let resize = r#"{"execute": "block_resize", "arguments": {"device": "drive1", "size": 1048576}}"#;
+    assert_eq!(answer(resize), (json!({ "return": {} }), vec!["resize drive1 1048576".to_owned()]));
+    let (value, log) = answer(r#"{"execute": "block_resize", "arguments": {"node-name": "n", "size": 512}}"#);
+    assert_eq!(
+        (&value["error"]["class"], &log[..]),
+        (&json!("GenericError"), &["resize n 512".to_owned()][..])
+    );
+    let wrong = r#"{"execute": "block_resize", "arguments": {"device": "drive1", "size": -1}}"#;
+    assert_eq!(error(wrong).1, "Parameter 'size' expects a >0 size");
+}
+
+#[test]
+fn disks_have_no_medium_to_take_out() {
+    let eject = |name: &str| error(&json!({ "execute": "eject", "arguments": { "id": name } }).to_string());
+    assert_eq!(eject("root").1, "Device 'drive1' is not removable");
+    assert_eq!(eject("x").0, "DeviceNotFound");
+    let change =
+        r#"{"execute": "blockdev-change-medium", "arguments": {"device": "drive1", "filename": "/x"}}"#;
+    assert_eq!(error(change), ("GenericError".to_owned(), "Device 'drive1' is not removable".to_owned()));
+}
+
+#[test]
+fn a_balloon_is_asked_for_memory_and_tells_what_it_has() {
+    assert_eq!(answer(r#"{"execute": "query-balloon"}"#).0["return"], json!({ "actual": 512 << 20 }));
+    assert_eq!(answer(r#"{"execute": "balloon", "arguments": {"value": 1048576}}"#).1, ["balloon 1048576"]);
+    assert_eq!(error(r#"{"execute": "balloon", "arguments": {"value": 0}}"#).0, "GenericError");
+}
+
+#[test]
+fn character_devices_that_are_there_stay() {
+    let remove =
+        |id: &str| error(&json!({ "execute": "chardev-remove", "arguments": { "id": id } }).to_string()).1;
+    assert_eq!(remove("serial0"), "Chardev 'serial0' is busy");
+    assert_eq!(remove("x"), "Chardev 'x' not found");
+    let send =
+        |id: &str| answer(&json!({ "execute": "chardev-send-break", "arguments": { "id": id } }).to_string());
+    assert_eq!(send("serial0").1, ["break"]);
+    assert_eq!(send("x").0["error"]["desc"], "Chardev 'x' not found");
+}
+
+#[test]
+fn what_needs_a_display_says_so() {
+    let screendump = r#"{"execute": "screendump", "arguments": {"filename": "/tmp/x"}}"#;
+    assert_eq!(error(screendump).1, "There is no console to take a screendump from");
+    assert!(error(r#"{"execute": "send-key", "arguments": {"keys": []}}"#).1.contains("no keyboard"));
+}
+
+#[test]
+fn objects_are_listed_and_have_a_type() {
+    let list =
+        |path: &str| answer(&json!({ "execute": "qom-list", "arguments": { "path": path } }).to_string()).0;
+    assert_eq!(list("/machine")["return"][1], json!({ "name": "peripheral", "type": "child<container>" }));
+    assert_eq!(list("/nowhere")["error"]["class"], "DeviceNotFound");
+    let get = |property: &str| {
+        let arguments = json!({ "path": "/machine", "property": property });
+        answer(&json!({ "execute": "qom-get", "arguments": arguments }).to_string()).0
+    };
+    assert_eq!(get("type")["return"], "virt-9.2-machine");
+    assert_eq!(get("x")["error"]["desc"], "Property 'virt-9.2-machine.x' not found");
+}
+
+#[test]
+fn half_a_message_and_a_hang_up_do_nothing() {
+    let machine = FakeMachine::new();
+    let mut program = program(&machine);
+    program.say(r#"{"execute": "stop""#);
+    program.leave();
+    assert!(machine.log().is_empty(), "{:?}", machine.log());
 }
 
 #[test]
