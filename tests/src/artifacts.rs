@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 pub const BINARY_VAR: &str = "HVRUN_TEST_BIN";
 /// The folder of the guest, instead of `target/guest`.
 pub const GUEST_DIR_VAR: &str = "HVRUN_TEST_GUEST_DIR";
+/// The folder of the library `qemu.qmp`, instead of the one in `target/python`.
+pub const QMP_LIBRARY_VAR: &str = "HVRUN_TEST_QMP_LIBRARY";
 
 fn locate(variable: &str, default: &str, file: &str) -> Result<PathBuf> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
@@ -24,6 +26,12 @@ pub fn hvrun() -> Result<PathBuf> {
 /// Debian's arm64 kernel.
 pub fn kernel() -> Result<PathBuf> {
     locate(GUEST_DIR_VAR, "target/guest", "vmlinuz")
+}
+
+/// The folder with the library `qemu.qmp` for Python.
+pub fn qmp_library() -> Result<PathBuf> {
+    let module = locate(QMP_LIBRARY_VAR, "target/python/qemu.qmp-0.0.6", "qemu/qmp/__init__.py")?;
+    Ok(module.ancestors().nth(3).unwrap_or(&module).to_path_buf())
 }
 
 /// The initrd with busybox and the scripts of `tests/xtask/guest`.

@@ -1,10 +1,10 @@
 //! `cargo xtask test`: every check of the project, one step after another; the first that fails ends it.
 
-use crate::{cross, guest, lab, mac, workspace};
+use crate::{cross, guest, lab, mac, pypi, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use hvrun_tests::artifacts;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,17 @@ const TOOLS: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("vde_switch", "vde2"),
 ];
+
+/// The library with which programs control QEMU, by QEMU's own project.
+const QMP_LIBRARY: &str = "qemu.qmp==0.0.6";
+
+fn qmp_library() -> Result<PathBuf> {
+    pypi::package(
+        &workspace::target_dir().join("python"),
+        QMP_LIBRARY,
+        "a client of the monitor for programs",
+    )
+}
 
 /// `cargo xtask test`.
 pub fn command(args: &[OsString]) -> Result<ExitCode> {
@@ -90,7 +101,7 @@ fn tools() -> Result<()> {
         run(workspace::cargo().args(["install", "cargo-nextest", "--locked"]))
             .context("cargo-nextest is missing: install it with 'cargo install cargo-nextest --locked'")?;
     }
-    Ok(())
+    qmp_library().map(drop)
 }
 
 /// Installs the packages of those programs (names on the PATH, or paths of files) that are missing; if that cannot be done here, says what to do.
@@ -178,5 +189,6 @@ fn end_to_end() -> Result<()> {
     run(nextest()
         .args(["--package", "hvrun-tests", "--package", "hvrun-hvf-sim"])
         .env(artifacts::BINARY_VAR, binary)
-        .env(artifacts::GUEST_DIR_VAR, guest::dir()))
+        .env(artifacts::GUEST_DIR_VAR, guest::dir())
+        .env(artifacts::QMP_LIBRARY_VAR, qmp_library()?))
 }

@@ -96,6 +96,29 @@ fn reset_of_a_paused_machine_leaves_it_paused() {
 }
 
 #[test]
+fn guest_s_power_off_pauses_the_machine_under_no_shutdown_until_it_is_reset() {
+    let boots = vec![vec![vec![Step::Off], vec![Step::Read(super::UARTPERIPHID0)]], vec![]];
+    let mut setup = setup(boots);
+    setup.config.lifecycle.no_shutdown = true;
+    let (machine, log, _dir) = setup.build().unwrap();
+    let control = machine.control();
+    let events = events(&control);
+    let running = machine.start().unwrap();
+    assert_eq!(next(&events), MachineEvent::Shutdown(Cause::GuestShutdown));
+    assert_eq!(next(&events), MachineEvent::Stopped);
+    assert_eq!(control.run_state(), RunState::PoweredOff);
+    assert!(!control.resume(), "its guest cannot go on");
+    assert_eq!(control.run_state(), RunState::PoweredOff);
+    control.reset();
+    assert_eq!(next(&events), MachineEvent::Reset(Cause::HostReset));
+    assert_eq!((control.run_state(), log.count("read")), (RunState::Prelaunch, 0));
+    assert!(control.resume());
+    assert_eq!(next(&events), MachineEvent::Resumed);
+    control.stop();
+    assert_eq!(running.wait().unwrap(), Outcome::Stopped);
+}
+
+#[test]
 fn reset_from_outside_boots_again() {
     let (machine, log, _dir) = setup(vec![vec![vec![], vec![Step::Off]], vec![]]).build().unwrap();
     let running = machine.start().unwrap();

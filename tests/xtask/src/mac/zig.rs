@@ -2,12 +2,11 @@
 //! into `target/mac`.
 
 use super::version::Version;
-use crate::workspace;
+use crate::pypi;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// A zig to use instead of the one from PyPI.
 const ZIG_VAR: &str = "HVRUN_ZIG";
@@ -43,33 +42,9 @@ fn zig(dir: &Path) -> Result<PathBuf> {
         ensure!(path.is_file(), "{ZIG_VAR} names {}, which is no file", path.display());
         return Ok(path);
     }
-    let folder = dir.join(PACKAGE.replace("==", "-"));
+    let folder = pypi::package(dir, PACKAGE, "which links for macOS")
+        .with_context(|| format!("no zig; {ZIG_VAR} may name one of about that version"))?;
     let zig = folder.join("ziglang/zig");
-    if !zig.exists() {
-        fetch(dir, &folder).with_context(|| {
-            format!(
-                "zig, which links for macOS, is not here and could not be had from PyPI.\nLet 'python3 -m pip' reach a package index (on \
-                 Debian: apt-get install python3-pip), or set {ZIG_VAR} to a zig of about that version ({PACKAGE}), and run this again"
-            )
-        })?;
-    }
     ensure!(zig.exists(), "the package {PACKAGE} has no {}", zig.display());
     Ok(zig)
-}
-
-/// Unpacks the package into `folder`, by way of a folder of another name: what is there is whole.
-fn fetch(dir: &Path, folder: &Path) -> Result<()> {
-    println!("    zig, which links for macOS, is not here yet: fetching it into {}", folder.display());
-    fs::create_dir_all(dir)?;
-    let part = tempfile::Builder::new().prefix("zig-").tempdir_in(dir)?;
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"])
-        .args(["--only-binary", ":all:", "--target"])
-        .arg(part.path())
-        .arg(PACKAGE)
-        // It warns of what it might do to the system's Python. It does nothing to it.
-        .env("PIP_ROOT_USER_ACTION", "ignore");
-    println!("    {}", workspace::describe(&pip));
-    workspace::run(&mut pip)?;
-    fs::rename(part.keep(), folder).with_context(|| format!("cannot create {}", folder.display()))
 }
