@@ -7,7 +7,7 @@ with the machine. Whatever is not as QEMU's clients expect it ends it with an ex
 import asyncio
 import sys
 
-from qemu.qmp import EventListener, ExecError, QMPClient
+from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 # What a machine without these things answers; everything else has to succeed.
 REFUSED = {"query-balloon": "DeviceNotActive", "query-hotpluggable-cpus": "GenericError"}
@@ -16,9 +16,9 @@ REFUSED = {"query-balloon": "DeviceNotActive", "query-hotpluggable-cpus": "Gener
 async def refusal(client, command, arguments=None):
     try:
         await client.execute(command, arguments)
-    except ExecError as error:
-        assert error.error.desc, command
-        return error.error.class_
+    except ExecuteError as error:
+        assert str(error), command
+        return error.error_class
     raise AssertionError(f"{command} {arguments} has succeeded")
 
 

@@ -114,6 +114,15 @@ pub(super) fn io_status(status: IoStatus) -> &'static str {
     }
 }
 
+/// QEMU's name of what answers at an address, by ours.
+pub(super) fn region(name: &str) -> String {
+    match name {
+        "PCI I/O ports" => "gpex_ioport_window".to_owned(),
+        "PCI host bridge" => "pcie-ecam".to_owned(),
+        other => other.to_lowercase(),
+    }
+}
+
 /// How QEMU describes what is behind a character device.
 fn filename(to: &ChardevConfig) -> String {
     match to {

@@ -6,7 +6,7 @@ mod pci;
 use std::fmt::Write;
 
 use hvrun_arch::Accel;
-use hvrun_arch::aarch64::layout::RAM_BASE;
+use hvrun_arch::aarch64::layout::{RAM_BASE, Window};
 use hvrun_devices::virtio::net::NetBackendConfig;
 
 use super::super::QEMU_VERSION;
@@ -187,14 +187,17 @@ fn chardev(target: &dyn Target, _: Option<&str>) -> String {
 }
 
 fn mtree(target: &dyn Target, _: Option<&str>) -> String {
-    let mut text = "address-space: memory\n".to_owned();
-    let mut line = |base: u64, size: u64, what: &str| {
-        let last = base.saturating_add(size.saturating_sub(1));
-        add(&mut text, format_args!("  {base:016x}-{last:016x} (prio 0, {what}"));
+    let ram = (RAM_BASE, target.config().memory.bytes(), "ram): mach-virt.ram".to_owned());
+    let device = |(name, window): (String, Window)| {
+        (window.base, window.size, format!("i/o): {}", names::region(&name)))
     };
-    for (name, window) in target.memory_map() {
-        line(window.base, window.size, &format!("i/o): {name}"));
+    let mut regions: Vec<_> = target.memory_map().into_iter().map(device).chain([ram]).collect();
+    regions.sort();
+    let mut text =
+        "address-space: memory\n  0000000000000000-ffffffffffffffff (prio 0, i/o): system\n".to_owned();
+    for (base, size, what) in regions {
+        let last = base.saturating_add(size.saturating_sub(1));
+        add(&mut text, format_args!("    {base:016x}-{last:016x} (prio 0, {what}"));
     }
-    line(RAM_BASE, target.config().memory.bytes(), "ram): mach-virt.ram");
     text
 }

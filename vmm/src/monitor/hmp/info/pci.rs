@@ -50,7 +50,7 @@ pub(super) fn devices(target: &dyn Target, _: Option<&str>) -> String {
 pub(super) fn tree(target: &dyn Target, _: Option<&str>) -> String {
     let mut text = "bus: main-system-bus\n  type System\n".to_owned();
     for (name, window) in target.memory_map() {
-        add(&mut text, format_args!("  dev: {name}, id \"\""));
+        add(&mut text, format_args!("  dev: {}, id \"\"", names::region(&name)));
         add(&mut text, format_args!("    mmio {:016x}/{:016x}", window.base, window.size));
     }
     let disks = target.disks();
