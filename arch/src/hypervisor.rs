@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::aarch64::layout::Layout;
+use crate::aarch64::translate::Regime;
 use crate::memory::GuestMemory;
 
 /// Which backend runs the guest CPUs.
@@ -253,6 +254,11 @@ pub trait Vcpu {
 
     /// A human-readable dump of the registers, for fault reports and monitors.
     fn describe(&self) -> String;
+
+    /// How the guest's virtual addresses are translated at the moment, for monitors; none if that cannot be told.
+    fn regime(&self) -> Option<Regime> {
+        None
+    }
 }
 
 /// Why [`Vcpu::run`] came back.

@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use hvrun_arch::aarch64::translate::Regime;
 use hvrun_arch::{BootState, Kicker};
 
 use crate::config::LifecycleConfig;
@@ -82,12 +83,19 @@ struct State {
 struct PerCpu {
     /// The [`State::stopped_for`] that it has heard of.
     stopped_for: Duration,
-    /// Somebody wants its registers.
+    /// Somebody wants to know about it.
     asked: bool,
     /// The answer.
-    registers: Option<String>,
+    described: Option<Described>,
     /// The host's number for its thread.
     thread: u64,
+}
+
+/// What a vCPU's thread has said about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Described {
+    pub(crate) registers: String,
+    pub(crate) regime: Option<Regime>,
 }
 
 /// What a vCPU thread does next.
@@ -97,7 +105,7 @@ pub(crate) enum Pass {
     Go,
     /// All vCPUs together have been stopped for so long since the first boot; tell the vCPU, and come back to the gate.
     Clock(Duration),
-    /// Give [`Lifecycle::described`] the vCPU's registers, and come back to the gate.
+    /// Give [`Lifecycle::described`] what is to be known of the vCPU, and come back to the gate.
     Describe,
     /// Reset the vCPU to this state and go on.
     Restart(BootState),
@@ -371,8 +379,8 @@ impl Lifecycle {
         }
     }
 
-    /// The registers of vCPU `id`, as text; none before the start and after the end. Not to be called on a vCPU's thread.
-    pub(crate) fn registers(&self, id: u32) -> Option<String> {
+    /// What there is to know of vCPU `id`; none before the start and after the end. Not to be called on a vCPU's thread.
+    pub(crate) fn describe(&self, id: u32) -> Option<Described> {
         let _one_at_a_time = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         if state.boots == 0 {
@@ -383,8 +391,8 @@ impl Lifecycle {
         self.kick(state);
         state = self.lock();
         while state.phase != Phase::Ending {
-            if let Some(text) = state.each.get_mut(id as usize)?.registers.take() {
-                return Some(text);
+            if let Some(described) = state.each.get_mut(id as usize)?.described.take() {
+                return Some(described);
             }
             state = self.wait(state);
         }
@@ -392,9 +400,9 @@ impl Lifecycle {
     }
 
     /// The answer to [`Pass::Describe`].
-    pub(crate) fn described(&self, id: u32, registers: String) {
+    pub(crate) fn described(&self, id: u32, described: Described) {
         if let Some(cpu) = self.lock().each.get_mut(id as usize) {
-            cpu.registers = Some(registers);
+            cpu.described = Some(described);
         }
         self.changed.notify_all();
     }

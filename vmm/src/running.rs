@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hvrun_arch::HypervisorError;
+use hvrun_arch::aarch64::translate::Regime;
 use hvrun_boot::BootError;
 use hvrun_devices::backend::chardev::ChardevError;
 use hvrun_devices::virtio::block::IoError;
@@ -288,7 +289,12 @@ impl MachineControl {
 
     /// The registers of CPU `id`, as text; none unless the machine was started and has not ended.
     pub fn registers(&self, id: u32) -> Option<String> {
-        self.lifecycle.registers(id)
+        self.lifecycle.describe(id).map(|described| described.registers)
+    }
+
+    /// How CPU `id` translates virtual addresses; none when there are no registers, or the hypervisor cannot tell.
+    pub fn regime(&self, id: u32) -> Option<Regime> {
+        self.lifecycle.describe(id)?.regime
     }
 
     /// The host's numbers for the threads of the CPUs.

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use hvrun_arch::{HypervisorError, Vcpu, VcpuExit};
 use hvrun_devices::Bus;
 
-use crate::lifecycle::Pass;
+use crate::lifecycle::{Described, Pass};
 use crate::machine::Inner;
 use crate::running::{Cause, RunError};
 
@@ -45,7 +45,8 @@ fn vcpu_thread(machine: &Inner, id: u32) -> Result<(), RunError> {
                 continue;
             }
             Pass::Describe => {
-                lifecycle.described(id, vcpu.describe());
+                let described = Described { registers: vcpu.describe(), regime: vcpu.regime() };
+                lifecycle.described(id, described);
                 continue;
             }
             Pass::Restart(boot) => {

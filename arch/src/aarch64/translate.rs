@@ -1,11 +1,11 @@
 //! The guest's stage 1 translation, walked in software: virtual address to intermediate physical address through the
-//! guest's own page tables (Arm ARM D8). For fetching the instruction behind a data abort, not for running guests:
+//! guest's own page tables (Arm ARM D8). For fetching the instruction behind a data abort and for monitors, not for running guests:
 //! no TLB, no fault is reported to the guest from here, and tables are read as little-endian.
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::esr::fsc;
-use super::raw::RawVcpu;
+use super::raw::{RawVcpu, SysReg};
 use super::sysreg::names;
 use crate::hypervisor::HypervisorError;
 use crate::memory::GuestMemory;
@@ -70,10 +70,15 @@ struct Half {
 impl Regime {
     /// Reads the regime of `raw`.
     pub fn of<R: RawVcpu + ?Sized>(raw: &R) -> Result<Self, HypervisorError> {
+        Self::read(|reg| raw.sys_reg(reg))
+    }
+
+    /// The regime that is in these system registers.
+    pub fn read<E>(sys_reg: impl Fn(SysReg) -> Result<u64, E>) -> Result<Self, E> {
         Ok(Regime {
-            sctlr: raw.sys_reg(names::SCTLR_EL1)?,
-            tcr: raw.sys_reg(names::TCR_EL1)?,
-            ttbr: [raw.sys_reg(names::TTBR0_EL1)?, raw.sys_reg(names::TTBR1_EL1)?],
+            sctlr: sys_reg(names::SCTLR_EL1)?,
+            tcr: sys_reg(names::TCR_EL1)?,
+            ttbr: [sys_reg(names::TTBR0_EL1)?, sys_reg(names::TTBR1_EL1)?],
         })
     }
 

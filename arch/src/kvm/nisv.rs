@@ -73,11 +73,7 @@ impl NisvAccess {
         guest: &G,
         memory: &GuestMemory,
     ) -> Result<Option<Self>, HypervisorError> {
-        let regime = Regime {
-            sctlr: guest.sys_reg(names::SCTLR_EL1)?,
-            tcr: guest.sys_reg(names::TCR_EL1)?,
-            ttbr: [guest.sys_reg(names::TTBR0_EL1)?, guest.sys_reg(names::TTBR1_EL1)?],
-        };
+        let regime = Regime::read(|reg| guest.sys_reg(reg))?;
         let (pc, mode) = (guest.reg(Reg::Pc)?, guest.reg(Reg::Cpsr)? & pstate::MODE);
         let sp = if mode == pstate::EL1H { names::SP_EL1 } else { names::SP_EL0 };
         let Ok(found) = regime.translate(memory, pc) else { return Ok(None) };

@@ -19,7 +19,7 @@ use crate::running::MachineEvent;
 
 pub(super) use commands::{Answer, Then, execute};
 use line::{Line, Typed};
-pub(super) use memory::save;
+pub(super) use memory::{Space, save};
 
 /// What the driver waits for.
 const PROMPT: &str = "(qemu) ";

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use hvrun_arch::aarch64::layout::Window;
+use hvrun_arch::aarch64::translate::Regime;
 use hvrun_arch::{Accel, GuestMemory};
 use hvrun_devices::Bus;
 use hvrun_devices::backend::disk::{BlockBackend, DiskConfig, ImageFormat, SECTOR};
@@ -82,7 +83,7 @@ pub(crate) enum ForwardError {
     Failed(String),
 }
 
-/// See the module. `pause` and `registers` wait for the vCPUs; everything else returns at once.
+/// See the module. `pause`, `registers` and `regime` wait for the vCPUs; everything else returns at once.
 pub(crate) trait Target: Send + Sync {
     fn config(&self) -> &MachineConfig;
     fn accel(&self) -> Accel;
@@ -96,6 +97,8 @@ pub(crate) trait Target: Send + Sync {
     /// The host's numbers for the vCPUs' threads.
     fn cpu_threads(&self) -> Vec<u64>;
     fn registers(&self, cpu: u32) -> Option<String>;
+    /// How the vCPU translates virtual addresses.
+    fn regime(&self, cpu: u32) -> Option<Regime>;
     /// The cable of the card that is called `name`, or is in front of the network of that name; false if there is none.
     fn set_link(&self, name: &str, up: bool) -> bool;
     /// Address and link of each card, in their order.
@@ -217,6 +220,10 @@ impl Target for Remote {
 
     fn registers(&self, cpu: u32) -> Option<String> {
         self.0.control.registers(cpu)
+    }
+
+    fn regime(&self, cpu: u32) -> Option<Regime> {
+        self.0.control.regime(cpu)
     }
 
     fn set_link(&self, name: &str, up: bool) -> bool {

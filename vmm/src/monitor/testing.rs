@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hvrun_arch::Accel;
 use hvrun_arch::aarch64::layout::{RAM_BASE, Window};
+use hvrun_arch::aarch64::translate::Regime;
 use hvrun_devices::backend::chardev::{CharBackend, Stream};
 use hvrun_devices::backend::disk::{DiskConfig, ErrorPolicy};
 use hvrun_devices::backend::net::user::{HostForward, Protocol};
@@ -31,7 +32,7 @@ pub(super) struct FakeMachine {
     /// What was done, in order, as text.
     pub(super) log: Mutex<Vec<String>>,
     pub(super) running: Mutex<RunState>,
-    /// RAM from [`RAM_BASE`] on.
+    /// RAM from [`RAM_BASE`] on: a page of counting bytes, the two tables that map it at 0x1000 and again at 0x3000, and nothing else.
     pub(super) memory: Vec<u8>,
 }
 
@@ -52,7 +53,13 @@ impl FakeMachine {
         ];
         config.name = Some("horus".to_owned());
         config.balloon = Some(BalloonConfig::default());
-        let memory = (0..=255).cycle().take(4096).collect();
+        let mut memory: Vec<u8> = (0..=255).cycle().take(4096).collect();
+        memory.resize(0x3000, 0);
+        // Valid table; valid page with the access flag (Arm ARM D8.3).
+        let (table, page) = (RAM_BASE + 0x2000 | 3, RAM_BASE | 0x403);
+        for (at, descriptor) in [(0x1000, table), (0x2008, page), (0x2018, page)] {
+            memory[at..at + 8].copy_from_slice(&descriptor.to_le_bytes());
+        }
         let running = Mutex::new(RunState::Running);
         Arc::new(FakeMachine { config, log: Mutex::default(), running, memory })
     }
@@ -111,6 +118,11 @@ impl Target for FakeMachine {
 
     fn registers(&self, cpu: u32) -> Option<String> {
         (cpu == 0).then(|| "PC=1000\n".to_owned())
+    }
+
+    /// Addresses of 30 bits in pages of 4 KiB; see [`FakeMachine::memory`].
+    fn regime(&self, cpu: u32) -> Option<Regime> {
+        (cpu == 0).then_some(Regime { sctlr: 1, tcr: 34, ttbr: [RAM_BASE + 0x1000, 0] })
     }
 
     fn set_link(&self, name: &str, up: bool) -> bool {

@@ -35,6 +35,7 @@ use super::layout;
 use super::raw::{InterruptLine, RawExit, RawVcpu, Reg};
 use super::sysreg::{MPIDR_RES1, Shadow, names};
 use super::timer::ns_to_ticks;
+use super::translate::Regime;
 use crate::hypervisor::{BootState, HypervisorError, Kicker, Vcpu, VcpuExit};
 
 /// How many exits for an unknown reason in a row are retried before the caller may look around.
@@ -259,5 +260,9 @@ impl<R: RawVcpu> Vcpu for TrapVcpu<R> {
 
     fn describe(&self) -> String {
         report::registers(self.id, self.online, &self.raw)
+    }
+
+    fn regime(&self) -> Option<Regime> {
+        Regime::of(&self.raw).ok()
     }
 }

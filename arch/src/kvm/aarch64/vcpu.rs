@@ -12,6 +12,7 @@ use kvm_ioctls::VcpuFd;
 use super::run::Pending;
 use super::vm::Machine;
 use crate::aarch64::raw::{Reg, SysReg};
+use crate::aarch64::translate::Regime;
 use crate::aarch64::trap_vcpu::report;
 use crate::hypervisor::{BootState, HypervisorError, Kicker, Vcpu, VcpuExit};
 use crate::kvm::error::call_failed;
@@ -101,6 +102,10 @@ impl Vcpu for KvmVcpu {
     fn describe(&self) -> String {
         let stopped = self.cpu.0.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_STOPPED);
         report::format(self.id, !stopped, |reg| self.cpu.reg(reg).ok(), |reg| self.cpu.sys_reg(reg).ok())
+    }
+
+    fn regime(&self) -> Option<Regime> {
+        Regime::read(|reg| self.cpu.sys_reg(reg)).ok()
     }
 }
 

@@ -9,7 +9,7 @@ use hvrun_devices::backend::net::user::HostForward;
 use super::super::names;
 use super::super::target::{ForwardError, Target};
 use super::info;
-use super::memory;
+use super::memory::{self, Space};
 use super::words;
 
 /// What a command says, and what happens behind its answer.
@@ -87,13 +87,20 @@ static COMMANDS: &[Command] = &[
         hostfwd_remove,
     ),
     command(&["info"], "[subcommand]", "show various information about the system state", (0, 2), info),
+    command(
+        &["memsave"],
+        "addr size file",
+        "save to disk virtual memory dump starting at 'addr' of size 'size'",
+        (3, 3),
+        |target, args| save(target, Space::Virtual(0), args),
+    ),
     command(&["nmi"], "", "inject an NMI", (0, 0), |_, _| Answer::error(names::UNSUPPORTED)),
     command(
         &["pmemsave"],
         "addr size file",
         "save to disk physical memory dump starting at 'addr' of size 'size'",
         (3, 3),
-        pmemsave,
+        |target, args| save(target, Space::Physical, args),
     ),
     command(&["quit", "q"], "", "quit the emulator", (0, 0), |_, _| Answer {
         text: String::new(),
@@ -113,8 +120,15 @@ static COMMANDS: &[Command] = &[
         Answer::text("")
     }),
     command(&["system_wakeup"], "", "wakeup guest from suspend", (0, 0), |_, _| Answer::error(NO_WAKEUP)),
+    command(
+        &["x"],
+        "/fmt addr",
+        "virtual memory dump starting at 'addr' (of CPU 0)",
+        (0, 2),
+        |target, args| Answer::text(memory::show(target, "x", Space::Virtual(0), args)),
+    ),
     command(&["xp"], "/fmt addr", "physical memory dump starting at 'addr'", (0, 2), |target, args| {
-        Answer::text(memory::show(target, "xp", args))
+        Answer::text(memory::show(target, "xp", Space::Physical, args))
     }),
 ];
 
@@ -124,7 +138,6 @@ const NO_MOUSE: &str = "There is no mouse";
 const NO_HOTPLUG: &str = "devices cannot be added to or taken from a running machine yet";
 const NO_WAKEUP: &str = "wake-up from suspend is not supported by this guest";
 const NO_SNAPSHOT: &str = "snapshots of a machine are not there yet";
-const NO_WALK: &str = "the guest's page tables are not followed; use xp with a physical address";
 
 /// Commands of QEMU that are refused, each with the reason.
 const REFUSED: &[(&str, &str)] = &[
@@ -148,7 +161,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("savevm", NO_SNAPSHOT),
     ("screendump", NO_DISPLAY),
     ("sendkey", NO_KEYBOARD),
-    ("x", NO_WALK),
 ];
 
 /// Does what `line` says.
@@ -274,12 +286,13 @@ fn no_medium(target: &dyn Target, args: &[String]) -> Answer {
     }
 }
 
-fn pmemsave(target: &dyn Target, args: &[String]) -> Answer {
+/// `memsave` and `pmemsave`.
+fn save(target: &dyn Target, space: Space, args: &[String]) -> Answer {
     let [address, size, file] = args else { return Answer::text("") };
     let (Some(address), Some(size)) = (memory::number(address), memory::number(size)) else {
         return Answer::error("Parameters 'addr' and 'size' expect numbers");
     };
-    match memory::save(target, address, size, Path::new(file)) {
+    match memory::save(target, space, (address, size), Path::new(file)) {
         Ok(()) => Answer::text(""),
         Err(error) => Answer::error(error),
     }

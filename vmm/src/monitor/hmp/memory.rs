@@ -1,15 +1,70 @@
-//! `xp`, `pmemsave`: the guest's memory, shown or written to a file. Only RAM: looking at a device may change it.
+//! `x`, `xp` and their like: the guest's memory, shown or written to a file. Only RAM: looking at a device may change it.
 
 use std::fmt::Write;
 use std::io;
 use std::path::Path;
 
+use hvrun_arch::aarch64::translate::Regime;
+
 use super::super::target::Target;
 
+/// What is said where nobody can tell how a CPU translates.
+const NO_VIEW: &str = "Cannot access memory\n";
 /// The most bytes that are shown at once.
 const MOST: u64 = 64 * 1024;
 /// Bytes that are copied at once.
 const CHUNK: usize = 1 << 20;
+
+/// Whose addresses are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::monitor) enum Space {
+    /// The machine's.
+    Physical,
+    /// What that CPU makes of its own.
+    Virtual(u32),
+}
+
+/// Memory as it is seen through a [`Space`].
+struct View<'a> {
+    target: &'a dyn Target,
+    /// Who translates, if anybody has to.
+    regime: Option<Regime>,
+}
+
+/// The smallest page: no translation changes within it (Arm ARM D8.1.8).
+const PAGE: u64 = 4096;
+
+impl<'a> View<'a> {
+    /// `None`: it cannot be told how the CPU translates.
+    fn new(target: &'a dyn Target, space: Space) -> Option<Self> {
+        let regime = match space {
+            Space::Physical => None,
+            Space::Virtual(cpu) => Some(target.regime(cpu)?),
+        };
+        Some(View { target, regime })
+    }
+
+    /// Reads memory; false if not all of it is there.
+    fn read(&self, address: u64, data: &mut [u8]) -> bool {
+        let Some(regime) = &self.regime else { return self.target.read_memory(address, data) };
+        let word = |at: u64| {
+            let mut bytes = [0; 8];
+            self.target.read_memory(at, &mut bytes).then(|| u64::from_le_bytes(bytes))
+        };
+        let (mut at, mut rest) = (address, data);
+        while !rest.is_empty() {
+            let in_page = usize::try_from(PAGE - at % PAGE).unwrap_or(1).min(rest.len());
+            let (part, behind) = rest.split_at_mut(in_page);
+            let Ok(found) = regime.walk(at, word) else { return false };
+            if !self.target.read_memory(found.ipa, part) {
+                return false;
+            }
+            at = at.wrapping_add(in_page as u64);
+            rest = behind;
+        }
+        true
+    }
+}
 
 /// How values are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +155,7 @@ pub(super) fn number(text: &str) -> Option<u64> {
 }
 
 /// `[/FORMAT] ADDRESS` of `command`: what RAM holds there.
-pub(super) fn show(target: &dyn Target, command: &str, args: &[String]) -> String {
+pub(super) fn show(target: &dyn Target, command: &str, space: Space, args: &[String]) -> String {
     let wrong = |what: &str| format!("{what}\nTry \"help {command}\" for more information\n");
     let (format, address) = match args {
         [format, address] => match format.strip_prefix('/').map(Format::parse) {
@@ -117,10 +172,13 @@ pub(super) fn show(target: &dyn Target, command: &str, args: &[String]) -> Strin
     if format.count.saturating_mul(format.size as u64) > MOST {
         return wrong(&format!("too much at once: at most {MOST} bytes are shown"));
     }
-    dump(target, format, address)
+    match View::new(target, space) {
+        Some(view) => dump(&view, format, address),
+        None => NO_VIEW.to_owned(),
+    }
 }
 
-fn dump(target: &dyn Target, format: Format, mut address: u64) -> String {
+fn dump(view: &View<'_>, format: Format, mut address: u64) -> String {
     // As many to a line as QEMU has.
     let per_line = if format.size == 1 && format.base != Base::Char { 8 } else { 16 / format.size };
     let mut text = String::new();
@@ -128,7 +186,7 @@ fn dump(target: &dyn Target, format: Format, mut address: u64) -> String {
     while left > 0 {
         let count = left.min(per_line);
         let mut bytes = vec![0; count * format.size];
-        if !target.read_memory(address, &mut bytes) {
+        if !view.read(address, &mut bytes) {
             text.push_str("Cannot access memory\n");
             return text;
         }
@@ -141,19 +199,18 @@ fn dump(target: &dyn Target, format: Format, mut address: u64) -> String {
     text
 }
 
-/// Writes `size` bytes of RAM from `address` on to the file `path`; an error is what is said of it.
+/// Writes `size` bytes from `address` on to the file `path`; an error is what is said of it.
 pub(in crate::monitor) fn save(
     target: &dyn Target,
-    address: u64,
-    size: u64,
+    space: Space,
+    (address, size): (u64, u64),
     path: &Path,
 ) -> Result<(), String> {
+    let view = View::new(target, space).ok_or("It cannot be told how the CPU translates addresses")?;
     let failed = |error: io::Error| format!("Could not write '{}': {error}", path.display());
     // Before the file is touched.
     let last = address.checked_add(size.saturating_sub(1));
-    if size > 0
-        && !last.is_some_and(|last| [address, last].iter().all(|at| target.read_memory(*at, &mut [0])))
-    {
+    if size > 0 && !last.is_some_and(|last| [address, last].iter().all(|at| view.read(*at, &mut [0]))) {
         return Err(format!("Invalid addr 0x{address:016x}/size {size} specified"));
     }
     let mut file = std::fs::File::create(path).map_err(failed)?;
@@ -161,7 +218,7 @@ pub(in crate::monitor) fn save(
     while left > 0 {
         let count = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
         let mut bytes = vec![0; count];
-        if !target.read_memory(at, &mut bytes) {
+        if !view.read(at, &mut bytes) {
             return Err(format!("Invalid addr 0x{address:016x}/size {size} specified"));
         }
         io::Write::write_all(&mut file, &bytes).map_err(failed)?;
@@ -178,7 +235,7 @@ mod tests {
 
     fn shown(words: &[&str]) -> String {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        show(FakeMachine::new().as_ref(), "xp", &words)
+        show(FakeMachine::new().as_ref(), "xp", Space::Physical, &words)
     }
 
     #[test]
@@ -202,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ram_is_not_shown() {
-        assert_eq!(shown(&["/2xw", "0x40000ffc"]), "Cannot access memory\n");
+        assert_eq!(shown(&["/2xw", "0x40002ffc"]), "Cannot access memory\n");
         assert_eq!(shown(&["0x9000000"]), "Cannot access memory\n");
         assert_eq!(shown(&["/1xg", "0xfffffffffffffffc"]), "Cannot access memory\n");
     }
@@ -232,11 +289,27 @@ mod tests {
         let machine = FakeMachine::new();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ram");
-        for (address, size) in [(0x4000_0000, 4097), (0, 1), (u64::MAX, 2)] {
-            assert!(save(machine.as_ref(), address, size, &path).unwrap_err().starts_with("Invalid addr"));
-            assert!(!path.exists());
+        for range in [(0x4000_0000, 0x3001), (0, 1), (u64::MAX, 2)] {
+            let error = save(machine.as_ref(), Space::Physical, range, &path).unwrap_err();
+            assert!(error.starts_with("Invalid addr") && !path.exists(), "{error}");
         }
-        save(machine.as_ref(), 0x4000_0010, 3, &path).unwrap();
+        save(machine.as_ref(), Space::Physical, (0x4000_0010, 3), &path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [0x10, 0x11, 0x12]);
+        save(machine.as_ref(), Space::Virtual(0), (0x3020, 2), &path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), [0x20, 0x21]);
+    }
+
+    #[test]
+    fn virtual_addresses_go_through_the_page_tables() {
+        let machine = FakeMachine::new();
+        let shown = |cpu: u32, format: &str, address: &str| {
+            show(machine.as_ref(), "x", Space::Virtual(cpu), &[format.to_owned(), address.to_owned()])
+        };
+        assert_eq!(shown(0, "/2xb", "0x1005"), "0000000000001005: 0x05 0x06\n");
+        assert_eq!(shown(0, "/1xb", "0x30ff"), "00000000000030ff: 0xff\n");
+        // What is mapped ends in the middle of the second value.
+        assert_eq!(shown(0, "/2xw", "0x1ffa"), "Cannot access memory\n");
+        assert_eq!(shown(0, "/1xw", "0x40000000"), "Cannot access memory\n");
+        assert_eq!(shown(7, "/1xw", "0x1000"), "Cannot access memory\n");
     }
 }

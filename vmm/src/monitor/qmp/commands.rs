@@ -85,7 +85,15 @@ pub(super) static COMMANDS: &[(&str, &[&str], Run)] = &[
     ("human-monitor-command", &["command-line: str", "cpu-index?: int"], human_monitor_command),
     ("inject-nmi", &[], refuse!(names::UNSUPPORTED)),
     ("input-send-event", &["device?: str", "head?: int", "events: [any]"], refuse!(NO_INPUT)),
-    ("pmemsave", &["val: int", "size: int", "filename: str"], pmemsave),
+    ("memsave", &["val: int", "size: int", "filename: str", "cpu-index?: int"], |target, args| {
+        let cpu = args.integer("cpu-index")?.unwrap_or(0);
+        let known = u32::try_from(cpu).ok().filter(|cpu| *cpu < target.config().cpus);
+        let cpu = known.ok_or_else(|| QmpError::generic("Parameter 'cpu-index' expects a CPU number"))?;
+        save(target, hmp::Space::Virtual(cpu), args)
+    }),
+    ("pmemsave", &["val: int", "size: int", "filename: str"], |target, args| {
+        save(target, hmp::Space::Physical, args)
+    }),
     ("qom-get", &["path: str", "property: str"], |target, args| {
         let (path, property) = (args.string("path")?, args.string("property")?);
         qom::get(target, &path, &property).map(Reply::of)
@@ -278,12 +286,13 @@ fn chardev_send_break(target: &dyn Target, args: &mut Args) -> Result<Reply, Qmp
     Ok(Reply::empty(Then::Go))
 }
 
-fn pmemsave(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {
+/// `memsave` and `pmemsave`.
+fn save(target: &dyn Target, space: hmp::Space, args: &mut Args) -> Result<Reply, QmpError> {
     let (address, size, file) = (args.number("val")?, args.number("size")?, args.string("filename")?);
     let (Ok(address), Ok(size)) = (u64::try_from(address), u64::try_from(size)) else {
         return Err(QmpError::generic("Parameters 'val' and 'size' expect numbers that are not negative"));
     };
-    match hmp::save(target, address, size, Path::new(&file)) {
+    match hmp::save(target, space, (address, size), Path::new(&file)) {
         Ok(()) => Ok(Reply::empty(Then::Go)),
         Err(error) => Err(QmpError::generic(error)),
     }
