@@ -1,5 +1,5 @@
 //! What becomes of disks while Linux runs, seen from the monitors: the host has no space left, an image grows, the guest powers off and
-//! its machine stays.
+//! its machine stays. And what its memory holds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -184,6 +184,11 @@ fn disks_that_fill_up_and_grow_and_a_guest_that_powers_off_leave_the_machine_ali
     machine.guest.ready()?;
     machine.a_full_disk_stops_the_machine()?;
     machine.a_disk_grows()?;
+    let registers = machine.hmp("info registers")?;
+    let pc = registers.split("PC=").nth(1).and_then(|text| text.get(..16)).context("no PC")?.to_owned();
+    // Wherever the kernel is, its own code is mapped.
+    let code = machine.hmp(&format!("x /1xw 0x{pc}"))?;
+    ensure!(code.contains(&format!("\r\n{pc}: 0x")), "{code}");
     ensure!(machine.hmp("xp /2xw 0x40000000")?.contains("\r\n0000000040000000: 0x"));
     ensure!(machine.hmp("xp 0x9000000")?.contains("Cannot access memory"));
     machine.the_machine_outlives_its_guest()?;

@@ -150,14 +150,13 @@ impl PciHost {
         lock(&self.slots).iter().map(|(slot, at)| (*slot, at.function.name().to_owned())).collect()
     }
 
-    /// The BARs of every slot in use, and the address that the guest has given to each, if it answers there.
-    pub fn bars(&self) -> Vec<(u8, Vec<(Bar, Option<u64>)>)> {
-        let of = |config: &ConfigSpace| {
-            let enabled = config.command().contains(Command::MEMORY);
-            let base = |bar: &Bar| Some(config.bar_base(*bar)).filter(|base| enabled && *base != 0);
-            config.bars().iter().map(|bar| (*bar, base(bar))).collect()
-        };
-        lock(&self.slots).iter().map(|(slot, at)| (*slot, of(&at.config))).collect()
+    /// The BARs of the function in `slot`, and the address that the guest has given to each, if it answers there.
+    pub fn bars(&self, slot: u8) -> Vec<(Bar, Option<u64>)> {
+        let slots = lock(&self.slots);
+        let Some(config) = slots.get(&slot).map(|at| &at.config) else { return Vec::new() };
+        let enabled = config.command().contains(Command::MEMORY);
+        let base = |bar: &Bar| Some(config.bar_base(*bar)).filter(|base| enabled && *base != 0);
+        config.bars().iter().map(|bar| (*bar, base(bar))).collect()
     }
 
     /// Brings every BAR to where the guest wants it: first those leave that must, so that two can swap places, then those come

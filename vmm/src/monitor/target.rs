@@ -301,18 +301,11 @@ impl Target for Remote {
 
     fn pci(&self) -> Vec<PciDevice> {
         let Some(host) = self.0.pci.upgrade() else { return Vec::new() };
-        let (names, bars) = (host.functions(), host.bars());
+        let names = host.functions();
+        let name = |slot: u8| names.iter().find(|(at, _)| *at == slot).map(|(_, name)| name.clone());
         let device = |slot: hvrun_devices::pci::SlotState| PciDevice {
-            name: names
-                .iter()
-                .find(|(at, _)| *at == slot.slot)
-                .map(|(_, name)| name.clone())
-                .unwrap_or_default(),
-            bars: bars
-                .iter()
-                .find(|(at, _)| *at == slot.slot)
-                .map(|(_, bars)| bars.clone())
-                .unwrap_or_default(),
+            name: name(slot.slot).unwrap_or_default(),
+            bars: host.bars(slot.slot),
             slot: slot.slot,
             registers: slot.config.registers,
         };

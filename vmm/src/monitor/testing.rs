@@ -56,7 +56,7 @@ impl FakeMachine {
         let mut memory: Vec<u8> = (0..=255).cycle().take(4096).collect();
         memory.resize(0x3000, 0);
         // Valid table; valid page with the access flag (Arm ARM D8.3).
-        let (table, page) = (RAM_BASE + 0x2000 | 3, RAM_BASE | 0x403);
+        let (table, page) = ((RAM_BASE + 0x2000) | 3, RAM_BASE | 0x403);
         for (at, descriptor) in [(0x1000, table), (0x2008, page), (0x2018, page)] {
             memory[at..at + 8].copy_from_slice(&descriptor.to_le_bytes());
         }

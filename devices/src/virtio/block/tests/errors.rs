@@ -63,13 +63,18 @@ fn a_request_that_stopped_the_machine_is_answered_after_another_try() {
 
 #[test]
 fn a_request_that_stopped_the_machine_holds_up_neither_reset_nor_drop() {
-    let (backend, mut guest, told) = full(ErrorPolicy::Stop);
-    guest.offer_out(VIRTIO_BLK_T_OUT, 2, &[9; 512]);
-    guest.driver.kick(0);
-    told.recv_timeout(LIMIT).unwrap();
-    guest.device.reset();
-    assert!(backend.ops().is_empty());
-    assert_eq!(guest.device.io_status(), IoStatus::Ok);
+    for reset in [true, false] {
+        let (backend, mut guest, told) = full(ErrorPolicy::Stop);
+        guest.offer_out(VIRTIO_BLK_T_OUT, 2, &[9; 512]);
+        guest.driver.kick(0);
+        told.recv_timeout(LIMIT).unwrap();
+        if reset {
+            guest.device.reset();
+            assert_eq!(guest.device.io_status(), IoStatus::Ok);
+        }
+        drop(guest);
+        assert!(backend.ops().is_empty());
+    }
 }
 
 #[test]
