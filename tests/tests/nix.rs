@@ -30,7 +30,11 @@ impl Nix {
     }
 
     fn run(&self, args: &[&str]) -> Result<Output> {
-        let mut command = Command::new("nix-instantiate");
+        self.program("nix-instantiate", args)
+    }
+
+    fn program(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program);
         command.args(args).current_dir(top()?).env("HOME", self.dir.path());
         for (name, folder) in [
             ("NIX_STORE_DIR", "store"),
@@ -40,8 +44,9 @@ impl Nix {
         ] {
             command.env(name, self.dir.path().join(folder));
         }
-        command.env("NIX_CONFIG", "build-users-group =").env_remove("NIX_REMOTE").env_remove("NIX_PATH");
-        command.output().context("cannot run nix-instantiate (Debian's nix-bin)")
+        let config = "build-users-group =\nexperimental-features = nix-command flakes";
+        command.env("NIX_CONFIG", config).env_remove("NIX_REMOTE").env_remove("NIX_PATH");
+        command.output().with_context(|| format!("cannot run {program} (Debian's nix-bin)"))
     }
 
     fn parse(&self, file: &Path) -> Result<()> {
@@ -122,7 +127,7 @@ fn installed(package: &Value) -> Result<TempDir> {
 fn every_expression_parses() -> Result<()> {
     let nix = Nix::new()?;
     let mut files = vec![top()?.join("flake.nix")];
-    for folder in ["nix", "nix/tests"] {
+    for folder in ["nix", "nix/tests", "nix/tests/nixpkgs"] {
         for entry in fs::read_dir(top()?.join(folder))? {
             files.push(entry?.path());
         }
@@ -154,6 +159,37 @@ fn the_pages_flake_is_a_test_of_two_nodes_on_hvrun() -> Result<()> {
          {{ nodes = builtins.attrNames test.nodes; qemu = map (config: config.qemu.package.content.pname) test.configs; }}"
     ))?;
     assert_eq!(test, json!({"nodes": ["client", "server"], "qemu": ["hvrun"]}));
+    Ok(())
+}
+
+#[test]
+fn nix_itself_takes_both_flakes() -> Result<()> {
+    let (nix, dir) = (Nix::new()?, tempfile::tempdir()?);
+    let (hvrun, users) = (dir.path().join("hvrun"), dir.path().join("users"));
+    fs::create_dir(&hvrun)?;
+    fs::create_dir(&users)?;
+    // Without what a build leaves behind.
+    let copied = Command::new("cp")
+        .args(["-R", "flake.nix", "nix", "Cargo.toml", "Cargo.lock", "entitlements.plist"])
+        .arg(&hvrun)
+        .current_dir(top()?)
+        .status()?;
+    ensure!(copied.success(), "cannot copy the flake");
+    let stub = format!("path:{}/nix/tests/nixpkgs", hvrun.display());
+    let page = blocks(PAGE)?.remove(0);
+    let page = page
+        .replace("git+file:///path/to/hvrun", &format!("path:{}", hvrun.display()))
+        .replace("github:NixOS/nixpkgs/nixos-unstable", &stub);
+    fs::write(users.join("flake.nix"), page)?;
+    let attribute = format!("path:{}#checks.aarch64-darwin.hello.nodes", users.display());
+    let inputs = ["--override-input", "hvrun/nixpkgs", &stub, "--no-write-lock-file"];
+    let output = nix.program(
+        "nix",
+        &[&["eval", "--offline", "--json"], &inputs[..], &[&attribute, "--apply", "builtins.attrNames"]]
+            .concat(),
+    )?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout)?, json!(["client", "server"]));
     Ok(())
 }
 
@@ -273,7 +309,7 @@ fn a_host_without_a_package_is_told_which_there_are() -> Result<()> {
         "let inherit (import ./nix/tests/outputs.nix) nixpkgs hvrun; in
          (hvrun.lib.testModule {
            inherit (nixpkgs) lib;
-           config.hostPkgs = import ./nix/tests/nixpkgs.nix { system = \"x86_64-darwin\"; };
+           config.hostPkgs = import ./nix/tests/nixpkgs { system = \"x86_64-darwin\"; };
          }).qemu.package.content.pname",
     )?;
     ensure!(said.contains("hvrun is not there for x86_64-darwin; it is for aarch64-darwin"), "{said}");
@@ -283,7 +319,7 @@ fn a_host_without_a_package_is_told_which_there_are() -> Result<()> {
 #[test]
 fn packages_with_too_old_a_rust_are_answered_with_what_would_work() -> Result<()> {
     let said = Nix::new()?.error(
-        "((import ./nix/tests/nixpkgs.nix { system = \"x86_64-linux\"; rustVersion = \"1.86.0\"; }).callPackage ./nix/package.nix { }).pname",
+        "((import ./nix/tests/nixpkgs { system = \"x86_64-linux\"; rustVersion = \"1.86.0\"; }).callPackage ./nix/package.nix { }).pname",
     )?;
     let minimum = env!("CARGO_PKG_RUST_VERSION");
     ensure!(

@@ -105,6 +105,67 @@ fn a_place_is_taken_once() {
 }
 
 #[test]
+fn a_property_that_nothing_has_is_named() {
+    const BACKENDS: &str = "-netdev user,id=n -drive if=none,id=d,file=/d -chardev null,id=c \
+        -fsdev local,id=f,path=/f,security_model=none -device virtio-serial";
+    for option in [
+        "-machine virt",
+        "-accel tcg",
+        "-cpu max",
+        "-smp 1",
+        "-m 512",
+        "-boot n",
+        "-rtc base=utc",
+        "-name machine",
+        "-numa node",
+        "-action reboot=shutdown",
+        "-drive file=/x",
+        "-virtfs local,path=/x,security_model=none,mount_tag=t",
+        "-fsdev local,id=x,path=/x,security_model=none",
+        "-net nic,netdev=n",
+        "-net user",
+        "-nic user",
+        "-nic none",
+        "-netdev user,id=x",
+        "-netdev vde,id=x,sock=/s",
+        "-netdev stream,id=x,addr.type=unix,addr.path=/s",
+        "-netdev dgram,id=x,remote.type=inet,remote.host=h,remote.port=1",
+        "-netdev socket,id=x,connect=h:1",
+        "-netdev tap,id=x,ifname=t",
+        "-chardev socket,id=x,path=/x",
+        "-chardev file,id=x,path=/x",
+        "-chardev pty,id=x",
+        "-chardev stdio,id=x",
+        "-chardev null,id=x",
+        "-chardev vc,id=x",
+        "-serial unix:/s,server=on",
+        "-monitor unix:/s,server=on",
+        "-mon c,mode=control",
+        "-object rng-random,id=x",
+        "-object iothread,id=x",
+        "-object memory-backend-ram,id=x,size=1G",
+        "-object filter-dump,id=x,netdev=n,file=/x",
+        "-device virtio-blk-pci,drive=d",
+        "-device virtio-net-pci,netdev=n",
+        "-device virtio-9p-pci,fsdev=f,mount_tag=t",
+        "-device virtio-serial-pci",
+        "-device virtconsole,chardev=c",
+        "-device virtserialport,chardev=c,name=n",
+        "-device virtio-rng-pci",
+        "-device virtio-balloon-pci",
+        "-device virtio-keyboard",
+        "-device virtio-gpu-pci",
+        "-device usb-ehci",
+        "-device usb-tablet",
+    ] {
+        let refusal = refusal(&format!("{BACKENDS} {option},frobnicate=1"));
+        let (name, _) = option.split_once(' ').unwrap();
+        assert!(refusal.starts_with(name) && refusal.contains("'frobnicate'"), "{option}: {refusal}");
+        assert_eq!(refusal.lines().count(), 1, "{refusal}");
+    }
+}
+
+#[test]
 fn an_empty_argument_is_refused_by_its_option() {
     for option in [
         "-m", "-drive", "-device", "-netdev", "-net", "-nic", "-chardev", "-virtfs", "-object", "-hda",
