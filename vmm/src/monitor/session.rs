@@ -219,6 +219,7 @@ impl Sessions {
         self.0.push(session);
     }
 
+    #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Session>> {
         self.0.iter()
     }
