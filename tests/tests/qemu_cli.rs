@@ -170,22 +170,89 @@ fn more_cpus_than_a_machine_has_are_refused() -> Result<()> {
 }
 
 #[test]
-fn a_monitor_on_a_socket_that_nobody_listens_on_is_refused() -> Result<()> {
-    let kernel = artifacts::kernel()?;
-    refused(
-        qemu().args(["-accel", "tcg", "-kernel", text(&kernel)?, "-monitor", "unix:/nonexistent/monitor"]),
-        &["cannot connect a monitor", "/nonexistent/monitor"],
-    )
+fn help_for_every_kind_of_value_is_on_standard_output() -> Result<()> {
+    for (words, known) in [
+        (["-machine", "help"], "virt-"),
+        (["-M", "?"], "virt-"),
+        (["-device", "help"], "virtio-blk-pci"),
+        (["-cpu", "help"], "cortex-a53"),
+        (["-accel", "help"], "hvf\nkvm\ntcg\n"),
+        (["-netdev", "help"], "  user\n"),
+    ] {
+        let outcome = qemu().args(words).run()?;
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{words:?}");
+        ensure!(outcome.serial.contains(known), "{words:?}: {}", outcome.serial);
+    }
+    Ok(())
+}
+
+/// What a machine wants of a folder in which there is nothing, and the words with which it is refused.
+const NOT_THERE: [(&str, &[&str]); 8] = [
+    ("-monitor unix:DIR/none", &["cannot connect a monitor", "DIR/none", "must listen there"]),
+    ("-qmp unix:DIR/none", &["cannot connect a monitor", "DIR/none", "must listen there"]),
+    ("-serial unix:DIR/none", &["DIR/none", "must listen there"]),
+    (
+        "-chardev socket,id=shell,path=DIR/none -device virtio-serial -device virtconsole,chardev=shell",
+        &["cannot connect console 0", "DIR/none", "must listen there"],
+    ),
+    (
+        "-netdev stream,id=n,addr.type=unix,addr.path=DIR/none -device virtio-net-pci,netdev=n",
+        &["virtio-net-pci.0", "DIR/none", "start the peer first"],
+    ),
+    (
+        "-netdev vde,id=n,sock=DIR/none -device virtio-net-pci,netdev=n",
+        &["virtio-net-pci.0", "DIR/none", "vde_switch"],
+    ),
+    ("-drive file=DIR/none,if=virtio", &["DIR/none", "no such file", "qemu-img create"]),
+    ("-virtfs local,path=DIR/none,mount_tag=t,security_model=none", &["DIR/none", "does not exist"]),
+];
+
+#[test]
+fn what_is_not_there_is_named_and_nothing_is_left_behind() -> Result<()> {
+    let (dir, (_kernel_dir, kernel)) = (tempfile::tempdir()?, Program::new().power_off().file()?);
+    let here = |words: &str| Ok::<_, anyhow::Error>(words.replace("DIR", text(dir.path())?));
+    // All of these are made when a machine starts: a process id, sockets, a file for the serial port's output.
+    let made = here(
+        "-pidfile DIR/pid -qmp unix:DIR/qmp,server=on,wait=off -mon chardev=m -chardev socket,id=m,path=DIR/m,server=on,wait=off",
+    )?;
+    for (words, refusal) in NOT_THERE {
+        let serial = if words.starts_with("-serial") { String::new() } else { here("-serial file:DIR/log")? };
+        let words = format!("{made} {serial} {}", here(words)?);
+        let refusal: Vec<String> = refusal.iter().map(|word| here(word)).collect::<Result<_>>()?;
+        let machine = qemu().args(["-accel", "tcg", "-nodefaults", "-kernel", text(&kernel)?]);
+        refused(
+            machine.args(words.split_whitespace()),
+            &refusal.iter().map(String::as_str).collect::<Vec<_>>(),
+        )?;
+        let left: Vec<_> = fs::read_dir(dir.path())?.collect::<Result<_, _>>()?;
+        ensure!(left.is_empty(), "{words}: {left:?}");
+    }
+    Ok(())
 }
 
 #[test]
-fn x86_guests_are_not_there_yet() -> Result<()> {
-    refused(Hvrun::called("qemu-system-x86_64").args(["-m", "1024"]), &["x86 guests are not there yet"])?;
+fn x86_guests_are_not_there_yet_whatever_is_asked() -> Result<()> {
+    let mut names = vec!["qemu-system-x86_64", "qemu-system-i386"];
     if cfg!(target_arch = "x86_64") {
-        refused(
-            Hvrun::called("/usr/bin/qemu-kvm").args(["-m", "1024"]),
-            &["qemu-kvm: x86 guests are not there yet"],
-        )?;
+        names.push("/usr/bin/qemu-kvm");
     }
+    for name in names {
+        for words in ["-machine accel=kvm:tcg -cpu max -m 1024", "-version", "-machine help", ""] {
+            let program = name.trim_start_matches("/usr/bin/");
+            refused(
+                Hvrun::called(name).args(words.split_whitespace()),
+                &[&format!("{program}: x86 guests are not there yet"), "qemu-system-aarch64"],
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn qemu_kvm_is_for_arm64_guests_on_an_arm64_host() -> Result<()> {
+    let outcome = Hvrun::called("qemu-kvm").args(["-m", "384", "-kernel", "Image", "-print-config"]).run()?;
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    ensure!(outcome.serial.contains("\"memory\": \"384M\""), "{}", outcome.serial);
     Ok(())
 }

@@ -18,7 +18,7 @@ mod target;
 #[cfg(test)]
 mod testing;
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hvrun_devices::backend::chardev::{self, CharBackend, ChardevConfig, ChardevError, StdioStreams};
 
@@ -104,6 +104,16 @@ impl Monitors {
     pub(crate) fn start(self, target: Remote, control: &MachineControl) -> Result<Sessions, ChardevError> {
         let target: Arc<dyn target::Target> = Arc::new(target);
         let mut sessions = Sessions::default();
+        let listeners: Arc<Mutex<Vec<Weak<Session>>>> = Arc::default();
+        // Before the first session, and under the lock until the last: its peer may end the machine at once, and is to hear of it.
+        let mut listening = lock(&listeners);
+        let told = listeners.clone();
+        control.observe(move |event: MachineEvent| {
+            let listeners: Vec<_> = lock(&told).iter().filter_map(Weak::upgrade).collect();
+            for session in listeners {
+                session.event(event.clone());
+            }
+        });
         for (number, place) in self.0.into_iter().enumerate() {
             let Some(chardev) = place.chardev else { continue };
             let name = format!("monitor{number}");
@@ -113,16 +123,15 @@ impl Monitors {
                     Session::start(&name, chardev, qmp::Qmp::new(target.clone(), place.pretty))
                 }
             };
-            sessions.add(session.map_err(|source| ChardevError::Start { name, source })?);
+            let session = session.map_err(|source| ChardevError::Start { name, source })?;
+            listening.push(Arc::downgrade(&session));
+            sessions.add(session);
         }
-        let listeners: Vec<Weak<Session>> = sessions.all().map(Arc::downgrade).collect();
-        if !listeners.is_empty() {
-            control.observe(move |event: MachineEvent| {
-                for session in listeners.iter().filter_map(Weak::upgrade) {
-                    session.event(event.clone());
-                }
-            });
-        }
+        drop(listening);
         Ok(sessions)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -79,6 +79,12 @@ pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<Option<Str
 
 /// Whether memory was said at all; if not, a memory backend says how much there is.
 pub fn memory(command: &Command) -> Result<Option<u64>, Refusal> {
+    for given in command.each(Id::Memory) {
+        let opts = given.opts()?;
+        if opts.is_empty() {
+            return Err(opts.refuse("it needs a size, as in 512M"));
+        }
+    }
     let Some(mut opts) = command.merged(Id::Memory)? else { return Ok(None) };
     let bytes = opts.size("size", MIB)?.filter(|bytes| *bytes != 0);
     // There is no hot-plug, so it makes no difference how much could be added.

@@ -69,7 +69,7 @@ pub fn legacy_cards(
 ) -> Result<Vec<Card>, Refusal> {
     let mut cards = Vec::new();
     for given in command.each(Id::Nic) {
-        cards.extend(nic(given.opts()?)?);
+        cards.extend(nic(given.opts()?, netdevs)?);
     }
     cards.extend(hub(command, netdevs)?);
     let said = [Id::Nodefaults, Id::Net, Id::Nic, Id::Netdev].into_iter().any(|id| command.has(id));
@@ -80,7 +80,7 @@ pub fn legacy_cards(
     Ok(cards)
 }
 
-fn nic(mut opts: Opts) -> Result<Option<Card>, Refusal> {
+fn nic(mut opts: Opts, netdevs: &mut Registry<NetBackendConfig>) -> Result<Option<Card>, Refusal> {
     let kind = opts.needed("type")?;
     if kind == "none" {
         opts.finish()?;
@@ -91,8 +91,21 @@ fn nic(mut opts: Opts) -> Result<Option<Card>, Refusal> {
     model(&mut opts)?;
     opts.without_effect(&["addr", "vectors"]);
     let backend = backend(&mut opts, &kind)?;
-    opts.finish()?;
+    opts.clone().finish()?;
+    reserve(netdevs, &opts, netdev.as_deref(), &backend)?;
     Ok(Some(Card { mac, mtu: None, id: None, netdev, backend }))
+}
+
+/// Has the id of a network that comes with its card taken, so that no other has it.
+fn reserve(
+    netdevs: &mut Registry<NetBackendConfig>,
+    opts: &Opts,
+    id: Option<&str>,
+    backend: &NetBackendConfig,
+) -> Result<(), Refusal> {
+    let Some(id) = id else { return Ok(()) };
+    netdevs.insert(opts, id.to_owned(), backend.clone())?;
+    netdevs.take(id, opts).map(|_| ())
 }
 
 fn model(opts: &mut Opts) -> Result<(), Refusal> {
@@ -127,6 +140,7 @@ fn hub(command: &Command, netdevs: &mut Registry<NetBackendConfig>) -> Result<Ve
                 let id = opts.text("id")?.or(name);
                 let backend = backend(&mut opts, kind)?;
                 opts.clone().finish()?;
+                reserve(netdevs, &opts, id.as_deref(), &backend)?;
                 networks.push((opts, id, backend));
             }
         }

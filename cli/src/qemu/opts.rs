@@ -71,6 +71,11 @@ impl Opts {
         }
     }
 
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// The option as it was written, for messages.
     pub fn source(&self) -> String {
         format!("{} {}", self.option, self.text)

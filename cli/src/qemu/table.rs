@@ -354,8 +354,11 @@ mod tests {
     #[test]
     fn the_version_is_one_that_programs_find() {
         let line = version_line();
-        let number = line.split_once("version ").unwrap().1.split('.').next().unwrap();
-        assert!(number.parse::<u32>().is_ok() && line.contains("hvrun"), "{line}");
+        let rest = line.strip_prefix("QEMU emulator version ").unwrap();
+        let (number, name) = rest.split_once(' ').unwrap();
+        let parts: Result<Vec<u32>, _> = number.split('.').map(str::parse).collect();
+        assert_eq!(parts.map(|parts| parts.len()), Ok(3), "{line}");
+        assert_eq!(name, format!("(hvrun {})", env!("CARGO_PKG_VERSION")));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Whole command lines: those that NixOS' run scripts and test driver have made since 22.11, and what is wrong with others.
 
+mod bad_input;
+mod nixpkgs;
+
 use hvrun_vmm::disk::{DiskConfig, ErrorPolicy, ImageFormat};
 use hvrun_vmm::net::user::UserConfig;
 use hvrun_vmm::net::vde::VdeConfig;

@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
 const TOOLS: &[(&str, &str)] = &[
     ("dtc", "device-tree-compiler"),
     ("ip", "iproute2"),
+    ("nix-instantiate", "nix-bin"),
     ("passt", "passt"),
     ("qemu-aarch64", "qemu-user"),
     ("qemu-img", "qemu-utils"),

@@ -1,5 +1,5 @@
 //! One character device shared by the serial port and a monitor, as QEMU's `mux=on`: both write to it, and Ctrl-A C says which of them
-//! reads. It knows neither; each sees a character device of its own.
+//! reads. It knows neither; each sees a character device of its own. What the monitor says before anybody has called it waits for that.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -39,6 +39,8 @@ struct State {
     focus: Side,
     serial: Queue,
     monitor: Queue,
+    /// What the monitor has said so far, until somebody calls it: the output is the serial port's alone.
+    unheard: Option<Vec<u8>>,
 }
 
 impl State {
@@ -73,6 +75,7 @@ impl Mux {
             focus: Side::Serial,
             serial: Queue::default(),
             monitor: Queue::default(),
+            unheard: Some(Vec::new()),
         };
         let mux = Arc::new(Mux { under, state: Mutex::new(state), on_key: OnceLock::new() });
         let weak: Weak<Mux> = Arc::downgrade(&mux);
@@ -108,7 +111,7 @@ impl Mux {
     /// Hands out what has come. On the device's own thread, as everything that calls the two.
     fn pump(&self) {
         let Some(on_key) = self.on_key.get() else { return };
-        let (mut keys, mut help) = (Vec::new(), false);
+        let (mut keys, mut help, mut unheard) = (Vec::new(), false, None);
         let mut fed = [(Side::Serial, false), (Side::Monitor, false)];
         {
             let mut state = self.lock();
@@ -130,12 +133,16 @@ impl Mux {
                             Side::Serial => Side::Monitor,
                             Side::Monitor => Side::Serial,
                         };
+                        unheard = unheard.or(state.unheard.take());
                     }
                     Escaped::Command(EscapeCommand::Help) => help = true,
                     Escaped::Command(EscapeCommand::Quit) => keys.push(Key::Quit),
                     Escaped::Command(EscapeCommand::Break) => keys.push(Key::Break),
                 }
             }
+        }
+        if let Some(unheard) = unheard {
+            self.under.write(&unheard);
         }
         if help {
             self.under.write(HELP.as_bytes());
@@ -183,17 +190,34 @@ struct Port {
     side: Side,
 }
 
+impl Port {
+    /// Keeps what nobody has asked for yet, or as much of it as there is room for.
+    fn keep(&self, data: &[u8]) -> bool {
+        if self.side == Side::Serial {
+            return false;
+        }
+        match &mut self.mux.lock().unheard {
+            Some(unheard) => {
+                let room = CAPACITY.saturating_sub(unheard.len()).min(data.len());
+                unheard.extend(data.iter().take(room));
+                true
+            }
+            None => false,
+        }
+    }
+}
+
 impl CharBackend for Port {
     fn attach(&self, frontend: Weak<dyn CharFrontend>) {
         self.mux.lock().queue(self.side).frontend = Some(frontend);
     }
 
     fn write(&self, data: &[u8]) -> usize {
-        self.mux.under.write(data)
+        if self.keep(data) { data.len() } else { self.mux.under.write(data) }
     }
 
     fn send(&self, data: &[u8]) -> usize {
-        self.mux.under.send(data)
+        if self.keep(data) { data.len() } else { self.mux.under.send(data) }
     }
 
     fn read(&self, buf: &mut [u8]) -> usize {

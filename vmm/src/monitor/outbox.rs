@@ -21,6 +21,8 @@ pub(super) struct Outbox {
 struct State {
     /// What the character device had no room for.
     waiting: Vec<u8>,
+    /// The present peer wants events.
+    wants_events: bool,
     /// Events were dropped.
     dropping: bool,
     closed: bool,
@@ -40,9 +42,17 @@ impl Outbox {
         self.send_locked(&mut self.lock(), message);
     }
 
-    /// The same for what the peer has not asked for: dropped if it leaves too much unread.
+    /// Whether the present peer wants events from now on. To be said before the answer that says so to the peer, which may cause one at once.
+    pub(super) fn want_events(&self, wants: bool) {
+        self.lock().wants_events = wants;
+    }
+
+    /// The same as [`Outbox::send`] for what the peer has not asked for: only if it wants events, and dropped if it leaves too much unread.
     pub(super) fn send_event(&self, message: &[u8]) {
         let mut state = self.lock();
+        if !state.wants_events {
+            return;
+        }
         if state.waiting.len() + message.len() <= TOO_MUCH {
             self.send_locked(&mut state, message);
         } else if !std::mem::replace(&mut state.dropping, true) {
@@ -67,9 +77,10 @@ impl Outbox {
         self.drained.notify_all();
     }
 
-    /// Forgets what nobody has read.
+    /// Forgets what nobody has read, for a peer that has not asked for events yet.
     pub(super) fn clear(&self) {
         let mut state = self.lock();
+        state.wants_events = false;
         state.waiting.clear();
         state.dropping = false;
     }

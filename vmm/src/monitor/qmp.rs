@@ -77,6 +77,7 @@ impl Qmp {
         object.insert(member.0.to_owned(), member.1);
         object.extend(id.map(|id| ("id".to_owned(), id)));
         out.wait_for_room();
+        out.want_events(self.negotiated);
         out.send(&json::line(&Value::Object(object), self.pretty));
         then
     }
@@ -215,10 +216,6 @@ impl Protocol for Qmp {
 
     fn pretty(&self) -> bool {
         self.pretty
-    }
-
-    fn wants_events(&self) -> bool {
-        self.negotiated
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
@@ -33,11 +32,6 @@ pub(super) trait Protocol: Send + 'static {
     fn pretty(&self) -> bool {
         false
     }
-
-    /// Whether the present peer wants events.
-    fn wants_events(&self) -> bool {
-        false
-    }
 }
 
 /// What the thread does next.
@@ -63,7 +57,6 @@ pub(super) struct Session {
     inbox: Mutex<Inbox>,
     changed: Condvar,
     outbox: Outbox,
-    wants_events: AtomicBool,
     message: fn(MachineEvent, bool) -> Option<Vec<u8>>,
     pretty: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -87,7 +80,6 @@ impl Session {
             chardev,
             inbox: Mutex::new(Inbox { items: VecDeque::new(), seen: Peer::NOBODY, stopped: false }),
             changed: Condvar::new(),
-            wants_events: AtomicBool::new(false),
             message: P::message,
             pretty: protocol.pretty(),
             thread: Mutex::new(None),
@@ -112,16 +104,12 @@ impl Session {
                     self.outbox.clear();
                     protocol.connected(&self.outbox);
                 }
-                Item::Gone => {
-                    self.wants_events.store(false, Ordering::SeqCst);
-                    continue;
-                }
+                Item::Gone => self.outbox.want_events(false),
                 Item::Bytes(bytes) => {
                     self.outbox.wait_for_room();
                     protocol.input(&bytes, &self.outbox);
                 }
             }
-            self.wants_events.store(protocol.wants_events(), Ordering::SeqCst);
         }
     }
 
@@ -182,9 +170,7 @@ impl Session {
 
     /// Something has happened to the machine.
     pub(super) fn event(&self, event: MachineEvent) {
-        if self.wants_events.load(Ordering::SeqCst)
-            && let Some(message) = (self.message)(event, self.pretty)
-        {
+        if let Some(message) = (self.message)(event, self.pretty) {
             self.outbox.send_event(&message);
         }
     }
@@ -233,6 +219,7 @@ impl Sessions {
         self.0.push(session);
     }
 
+    #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Session>> {
         self.0.iter()
     }

@@ -91,6 +91,7 @@ const IDLE_PROPERTIES: [&str; 24] = [
 const NO_INPUT: &str = "there are no displays and so no input yet";
 const NO_DISPLAY: &str = "there are no displays yet";
 const NO_USB: &str = "there is no USB";
+const NO_USB_DEVICES: &str = "USB is not there; keyboards and tablets are accepted, without effect";
 const FLAT_BUS: &str = "all devices are on the first PCI bus";
 
 const DEVICES: &[Spec] = &[
@@ -134,6 +135,11 @@ const DEVICES: &[Spec] = &[
     plain("lsi53c895a", Kind::Refused("SCSI is not there; use virtio-blk-pci"), ""),
     plain("nvme", Kind::Refused("NVMe is not there; use virtio-blk-pci"), ""),
     plain("usb-storage", Kind::Refused("USB is not there; use virtio-blk-pci"), ""),
+    plain("usb-mtp", Kind::Refused("USB is not there; share a folder with -virtfs"), ""),
+    plain("usb-host", Kind::Refused(NO_USB_DEVICES), ""),
+    plain("canokey", Kind::Refused(NO_USB_DEVICES), ""),
+    plain("u2f-emulated", Kind::Refused(NO_USB_DEVICES), ""),
+    plain("u2f-passthru", Kind::Refused(NO_USB_DEVICES), ""),
     plain("ide-hd", Kind::Refused("IDE is not there; use virtio-blk-pci"), ""),
     plain("e1000", Kind::Refused("use virtio-net-pci"), ""),
     plain("e1000e", Kind::Refused("use virtio-net-pci"), ""),
