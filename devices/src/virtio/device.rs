@@ -125,6 +125,12 @@ pub trait Interrupt: Send + Sync + fmt::Debug {
     /// There are new used buffers in queue `index`.
     fn used(&self, index: u16);
 
+    /// Has each signal of `event` be [`Interrupt::used`] of queue `index` where the hypervisor can do that by itself, until the device is
+    /// reset. The device waits on the event all the same, and calls `used` when it finds a signal there.
+    fn bind(&self, index: u16, event: BorrowedFd<'_>) {
+        let _ = (index, event);
+    }
+
     /// The configuration space has changed by itself.
     fn config_changed(&self);
 

@@ -243,8 +243,13 @@ impl Shared {
         let active = state.active.insert(Active { memory, interrupt, features, queues, orphans: Vec::new() });
         let result = self.start(&mut state.backend, active);
         match result {
-            // What lies in the rings already is announced by nobody else.
-            Ok(()) => self.doorbells.iter().for_each(|doorbell| doorbell.kick.signal()),
+            Ok(()) => {
+                for (index, doorbell) in (0..).zip(&self.doorbells) {
+                    active.interrupt.bind(index, doorbell.call.as_fd());
+                    // What lies in the rings already is announced by nobody else.
+                    doorbell.kick.signal();
+                }
+            }
             Err(error) => self.lost(state, &error),
         }
         self.wake.signal();
