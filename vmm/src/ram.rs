@@ -185,7 +185,7 @@ pub(crate) fn discard(memory: &GuestMemory) -> Result<(), RamError> {
 
 #[cfg(test)]
 mod tests {
-    use super::MemoryBacking::{Private, Shared};
+    use super::MemoryBacking::Private;
     use super::*;
     use vm_memory::Bytes;
 
