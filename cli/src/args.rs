@@ -429,7 +429,6 @@ mod tests {
     fn malformed_values_are_refused_with_option_and_value() {
         for (option, value) in [
             ("--memory", "lots"),
-            ("--vhost-user", "blk:/s"),
             ("--cpus", "many"),
             ("--cpus", "-1"),
             ("--cpus", "99999999999"),
