@@ -5,7 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use hvrun_vmm::{MachineConfig, parse_accels};
+use hvrun_vmm::options::{OptionError, OptionList};
+use hvrun_vmm::{MachineConfig, MemoryBacking, MemorySize, SizeError, parse_accels};
 
 use crate::options::{Id, OPTIONS, Spec, nearest};
 
@@ -128,13 +129,16 @@ impl Parsed {
         let config = &mut self.config;
         match spec.id {
             Id::Append => value.clone_into(&mut config.cmdline),
-            Id::Memory => config.memory = value.parse().map_err(|error| wrong(&error))?,
+            Id::Memory => {
+                (config.memory, config.memory_backing) = memory(value).map_err(|error| wrong(&error))?;
+            }
             Id::Cpus => config.cpus = number(value).map_err(|error| wrong(&error))?,
             Id::Accel => config.accel = parse_accels(value).map_err(|error| wrong(&error))?,
             Id::Gic => config.gic = value.parse().map_err(|error| wrong(&error))?,
             Id::Serial => config.serial = value.parse().map_err(|error| wrong(&error))?,
             Id::Disk => config.disks.push(value.parse().map_err(|error| wrong(&error))?),
             Id::Share => config.shares.push(value.parse().map_err(|error| wrong(&error))?),
+            Id::VhostUser => config.vhost_user.push(value.parse().map_err(|error| wrong(&error))?),
             Id::Net => config.nets.push(value.parse().map_err(|error| wrong(&error))?),
             Id::Console => config.consoles.push(value.parse().map_err(|error| wrong(&error))?),
             Id::Port => config.ports.push(value.parse().map_err(|error| wrong(&error))?),
@@ -189,6 +193,25 @@ fn on_or<T: Default + FromStr>(text: &str) -> Result<Option<T>, T::Err> {
     }
 }
 
+/// `SIZE[,shared][,file=PATH]`.
+fn memory(text: &str) -> Result<(MemorySize, MemoryBacking), String> {
+    let parts = || -> Result<_, OptionError> {
+        let mut options = OptionList::parse(text)?;
+        let size = options.first("the size")?;
+        let shared = options.switch("shared")?.unwrap_or(false);
+        let file = options.text("file", "/dev/shm")?;
+        options.finish()?;
+        Ok((size, shared, file))
+    };
+    let (size, shared, file) = parts().map_err(|error| error.to_string())?;
+    let backing = match (shared, file) {
+        (_, Some(file)) => MemoryBacking::SharedFile(file.into()),
+        (true, None) => MemoryBacking::Shared,
+        (false, None) => MemoryBacking::Private,
+    };
+    Ok((size.parse().map_err(|error: SizeError| error.to_string())?, backing))
+}
+
 /// A number of CPUs; whether a machine can have so many is not asked here.
 fn number(text: &str) -> Result<u32, String> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -203,7 +226,7 @@ mod tests {
     use hvrun_vmm::serial::ChardevConfig;
     use hvrun_vmm::virtio::balloon::BalloonConfig;
     use hvrun_vmm::virtio::rng::RngConfig;
-    use hvrun_vmm::{Accel, GicChoice, MemorySize};
+    use hvrun_vmm::{Accel, GicChoice};
     use std::os::unix::ffi::OsStringExt;
 
     fn parse_words(words: &[&str]) -> Result<Action, UsageError> {
@@ -296,6 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn devices_of_other_processes_and_shared_memory_reach_the_configuration() {
+        let config = config(&["-m", "2G,shared", "--vhost-user", "fs:/s,tag=t", "--vhost-user=vsock:/v"]);
+        assert_eq!(
+            (config.memory, config.memory_backing),
+            (MemorySize::from_mib(2048), MemoryBacking::Shared)
+        );
+        let names: Vec<String> = config.vhost_user.iter().map(|device| device.name()).collect();
+        assert_eq!(names, ["virtiofs t", "vsock"]);
+    }
+
+    #[test]
+    fn memory_of_an_unknown_kind_is_refused_with_the_known_ones() {
+        let message = refusal(&["-m", "1G,wide", "k"]);
+        assert!(message.contains("\"wide\"") && message.contains("shared, file"), "{message}");
+    }
+
+    #[test]
+    fn shared_memory_can_be_in_a_file() {
+        let config = config(&["--memory=1G,file=/dev/shm"]);
+        assert_eq!(config.memory_backing, MemoryBacking::SharedFile("/dev/shm".into()));
+    }
+
+    #[test]
     fn a_device_can_be_on_off_or_described() {
         assert_eq!(config(&[]).rng, Some(RngConfig::default()));
         assert_eq!(config(&["--rng", "off"]).rng, None);
@@ -370,7 +416,7 @@ mod tests {
 
     #[test]
     fn missing_value_is_refused_with_the_options_name() {
-        assert_eq!(refusal(&["k", "--memory"]), "--memory needs a value: --memory SIZE");
+        assert_eq!(refusal(&["k", "--memory"]), "--memory needs a value: --memory SIZE[,...]");
         assert_eq!(refusal(&["k", "-p"]), "--cpus needs a value: --cpus N");
     }
 

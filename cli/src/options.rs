@@ -12,6 +12,7 @@ pub enum Id {
     Serial,
     Disk,
     Share,
+    VhostUser,
     Net,
     Console,
     Port,
@@ -49,9 +50,18 @@ const fn spec(
 }
 
 /// All options, in the order of the help text.
-pub const OPTIONS: [Spec; 19] = [
+pub const OPTIONS: [Spec; 20] = [
     spec(Id::Append, "append", None, Some("STR"), &["the kernel command line, at most 2047 bytes"]),
-    spec(Id::Memory, "memory", Some('m'), Some("SIZE"), &["memory, with K, M or G: 512M, 4G (default 1G)"]),
+    spec(
+        Id::Memory,
+        "memory",
+        Some('m'),
+        Some("SIZE[,...]"),
+        &[
+            "memory, with K, M or G: 512M, 4G (default 1G). With shared, or",
+            "file=PATH (a file or directory), for --vhost-user (Linux)",
+        ],
+    ),
     spec(Id::Cpus, "cpus", Some('p'), Some("N"), &["number of CPUs, 1 to 8 (default 1)"]),
     spec(
         Id::Accel,
@@ -112,6 +122,18 @@ pub const OPTIONS: [Spec; 19] = [
             "a directory for the guest's 'mount -t 9p -o trans=virtio TAG'.",
             "With ro, security=none|passthrough|mapped-xattr|mapped-file,",
             "squash=on|off (all files are root's), case-hack=on|off",
+        ],
+    ),
+    spec(
+        Id::VhostUser,
+        "vhost-user",
+        None,
+        Some("KIND:SOCKET"),
+        &[
+            "a device that another process serves at a unix socket (Linux):",
+            "fs:SOCKET,tag=TAG[,queues=N][,queue-size=N] with virtiofsd, for the",
+            "guest's 'mount -t virtiofs TAG', or vsock:SOCKET; needs --memory",
+            "SIZE,shared",
         ],
     ),
     spec(
@@ -205,6 +227,7 @@ pub fn nearest(name: &str) -> Option<&'static str> {
         "cmdline" => Some("append"),
         "drive" | "hda" => Some("disk"),
         "virtfs" => Some("share"),
+        "virtiofs" | "vsock" => Some("vhost-user"),
         "netdev" | "nic" => Some("net"),
         _ => None,
     };

@@ -114,16 +114,17 @@ fn machine(command: &Command) -> Result<MachineConfig, Refusal> {
         netdevs: nets::read(command)?,
         drives: drives::read(command)?,
     };
-    if let (Some(id), Some(opts)) = (memory, command.merged(Id::Machine)?) {
-        let bytes = backends.objects.memory(&id, &opts)?;
+    if let Some(machine::Backend { id, opts }) = memory {
+        let (bytes, backing) = backends.objects.memory(&id, &opts)?;
         match machine::memory(command)? {
             None => config.memory = MemorySize::from_bytes(bytes),
             Some(said) if said == bytes => {}
             Some(said) => {
                 let (said, bytes) = (MemorySize::from_bytes(said), MemorySize::from_bytes(bytes));
-                return Err(opts.refuse(format_args!("memory-backend={id} has {bytes}, but -m says {said}")));
+                return Err(opts.refuse(format_args!("the memory '{id}' has {bytes}, but -m says {said}")));
             }
         }
+        config.memory_backing = backing;
     }
     let cards = nets::legacy_cards(command, &mut backends.netdevs)?;
     devices::make(command, &mut backends, cards, &mut config)?;

@@ -18,6 +18,7 @@ pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;
+pub mod vhost_user;
 pub mod worker;
 
 pub use chain::{Chain, ChainReader, ChainWriter};

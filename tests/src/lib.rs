@@ -10,6 +10,7 @@ mod running;
 pub mod socket;
 mod terminal;
 mod transcript;
+pub mod virtiofsd;
 
 pub use running::{Hvrun, Input, Outcome, Running};
 pub use terminal::{Modes, Terminal};

@@ -14,8 +14,10 @@ use hvrun_devices::virtio::balloon::BalloonConfig;
 use hvrun_devices::virtio::console::{self, ConsoleConfig, PortConfig};
 use hvrun_devices::virtio::net::NetConfig;
 use hvrun_devices::virtio::rng::RngConfig;
+use hvrun_devices::virtio::vhost_user::{VhostUserConfig, VhostUserConfigError, VhostUserDevice};
 use serde::{Deserialize, Serialize};
 
+use crate::ram::MemoryBacking;
 use crate::size::MemorySize;
 
 /// Least memory of a machine. Linux wants some 64 MiB; the kernel's own need is checked when its file is known.
@@ -41,6 +43,9 @@ pub struct MachineConfig {
     /// Size of RAM, in whole MiB.
     #[serde(default = "default_memory")]
     pub memory: MemorySize,
+    /// What RAM is on the host.
+    #[serde(default)]
+    pub memory_backing: MemoryBacking,
     /// The kernel: an arm64 `Image`, plain, packed with gzip or zstd, or as EFI zboot.
     pub kernel: PathBuf,
     /// The initrd.
@@ -64,6 +69,9 @@ pub struct MachineConfig {
     /// Directories of the host that the guest may mount by their tags.
     #[serde(default)]
     pub shares: Vec<ShareConfig>,
+    /// Devices that other processes serve. They need RAM that is shared.
+    #[serde(default)]
+    pub vhost_user: Vec<VhostUserConfig>,
     /// Network cards: `eth0`, `eth1` and so on in the guest.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
@@ -246,6 +254,20 @@ pub enum ConfigError {
     /// Two shares that the guest could not tell apart.
     #[error("two shares have the tag {0:?}, by which the guest mounts them; give one of them another")]
     ShareTag(String),
+    /// A device of another process that cannot be.
+    #[error("{device}")]
+    VhostUser {
+        /// Its name.
+        device: String,
+        /// What is wrong.
+        source: VhostUserConfigError,
+    },
+    /// A device of another process that could not reach RAM.
+    #[error(
+        "{0}: its back end has to reach the guest's memory; share that with '-object memory-backend-memfd,id=mem,size=SIZE,share=on \
+         -machine memory-backend=mem', or --memory SIZE,shared"
+    )]
+    MemoryNotShared(String),
     /// Two network cards that nobody could tell apart.
     #[error("two network cards have the id {0:?}; give one of them another")]
     NetId(String),
@@ -338,6 +360,7 @@ impl MachineConfig {
             uuid: None,
             cpus: default_cpus(),
             memory: default_memory(),
+            memory_backing: MemoryBacking::default(),
             kernel: kernel.into(),
             initrd: None,
             cmdline: String::new(),
@@ -346,6 +369,7 @@ impl MachineConfig {
             serial: ChardevConfig::default(),
             disks: Vec::new(),
             shares: Vec::new(),
+            vhost_user: Vec::new(),
             nets: Vec::new(),
             consoles: Vec::new(),
             ports: Vec::new(),
@@ -410,6 +434,21 @@ impl MachineConfig {
         let mut tags = HashSet::new();
         if let Some(share) = self.shares.iter().find(|share| !tags.insert(share.tag.as_str())) {
             return Err(ConfigError::ShareTag(share.tag.clone()));
+        }
+        for device in &self.vhost_user {
+            let name = device.name();
+            device.validate().map_err(|source| ConfigError::VhostUser { device: name.clone(), source })?;
+            if !self.memory_backing.is_shared() {
+                return Err(ConfigError::MemoryNotShared(name));
+            }
+        }
+        let mut tags = HashSet::new();
+        let tag = self.vhost_user.iter().filter_map(|device| match &device.device {
+            VhostUserDevice::Fs(fs) => Some(fs.tag.as_str()),
+            VhostUserDevice::Vsock => None,
+        });
+        if let Some(tag) = tag.into_iter().find(|tag| !tags.insert(*tag)) {
+            return Err(ConfigError::ShareTag(tag.to_owned()));
         }
         let mut ids = HashSet::new();
         if let Some(id) =
@@ -583,6 +622,29 @@ mod tests {
         assert_eq!(error, Err(ConfigError::NetId("net0".into())));
     }
 
+    fn with_vhost_user(devices: &[&str]) -> MachineConfig {
+        let vhost_user = devices.iter().map(|device| device.parse().unwrap()).collect();
+        MachineConfig { vhost_user, memory_backing: MemoryBacking::Shared, ..config() }
+    }
+
+    #[test]
+    fn a_device_of_another_process_needs_shared_memory_and_says_how() {
+        let shared = with_vhost_user(&["fs:/s,tag=store"]);
+        assert_eq!(shared.validate(), Ok(()));
+        let private = MachineConfig { memory_backing: MemoryBacking::Private, ..shared };
+        let error = private.validate().unwrap_err().to_string();
+        assert!(
+            error.contains("store") && error.contains("memory-backend-memfd,id=mem,size=SIZE,share=on"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn two_file_systems_with_one_tag_are_refused_with_the_tag() {
+        let error = with_vhost_user(&["fs:/a,tag=t", "fs:/b,tag=t"]).validate();
+        assert_eq!(error, Err(ConfigError::ShareTag("t".into())));
+    }
+
     #[test]
     fn serial_port_and_monitor_cannot_both_be_on_stdio() {
         let mut config = config();
@@ -604,6 +666,9 @@ mod tests {
             MonitorConfig { kind: MonitorKind::Hmp, to: MonitorPlace::Serial, pretty: false },
         ];
         config.balloon = Some(BalloonConfig::default());
+        config.memory_backing = MemoryBacking::SharedFile("/dev/shm".into());
+        config.vhost_user =
+            vec!["fs:/run/s,tag=t,queues=2".parse().unwrap(), "vsock:/run/v".parse().unwrap()];
         config.transport = Transport::Mmio;
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);

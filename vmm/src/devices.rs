@@ -24,6 +24,7 @@ use hvrun_devices::virtio::mmio::VirtioMmio;
 use hvrun_devices::virtio::net::Net;
 use hvrun_devices::virtio::pci::VirtioPci;
 use hvrun_devices::virtio::rng::Rng;
+use hvrun_devices::virtio::vhost_user::VhostUser;
 use hvrun_devices::{Bus, IrqLine, Pl011, Pl031, Pl061};
 
 use crate::config::{MachineConfig, Transport};
@@ -142,6 +143,9 @@ pub(crate) fn open_virtio(
     for share in &config.shares {
         devices.push(Arc::new(Fs9p::new(Share::open(share)?)));
     }
+    for device in &config.vhost_user {
+        devices.push(Arc::new(VhostUser::open(device)?));
+    }
     for (index, net) in config.nets.iter().enumerate() {
         let net = Arc::new(Net::open(net, index)?);
         devices.push(net.clone());
@@ -165,8 +169,8 @@ pub(crate) fn open_balloon(
     memory: &GuestMemory,
 ) -> Result<Arc<Balloon>, BuildError> {
     let discard = vm.ram_discard().unwrap_or_else(|| {
-        // SAFETY: RAM is a private anonymous mapping (`ram::map` makes no other) which everybody reaches through volatile accesses,
-        // and a backend that must hear of a change behind its back gives a discard of its own.
+        // SAFETY: RAM is a private anonymous mapping, or a shared one of the file that its region has (`ram::map` makes no other), which
+        // everybody reaches through volatile accesses, and a backend that must hear of a change behind its back gives a discard of its own.
         Arc::new(unsafe { HostPages::new(memory.clone()) })
     });
     let balloon = Balloon::new(config, memory, discard).map_err(BuildError::Balloon)?;

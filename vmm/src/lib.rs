@@ -40,9 +40,10 @@ pub use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 pub use hvrun_boot::BootError;
 pub use hvrun_devices::backend::chardev as serial;
 pub use hvrun_devices::backend::{disk, net, ninep};
-pub use hvrun_devices::virtio;
+pub use hvrun_devices::{options, virtio};
 pub use machine::{BuildError, Machine, MachineBuilder};
 pub use monitor::QEMU_VERSION;
+pub use ram::MemoryBacking;
 pub use running::{
     BlockNames, Cause, MachineControl, MachineEvent, Outcome, RunError, RunState, RunningMachine,
 };

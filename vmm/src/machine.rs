@@ -19,6 +19,7 @@ use hvrun_devices::virtio::VirtioDevice;
 use hvrun_devices::virtio::console::ConsoleError;
 use hvrun_devices::virtio::net::NetError;
 use hvrun_devices::virtio::pci::VirtioPciError;
+use hvrun_devices::virtio::vhost_user::VhostUserError;
 
 use crate::config::{AddressSpace, ConfigError, MachineConfig, Transport};
 use crate::devices::{self, Chassis, Devices};
@@ -66,6 +67,9 @@ pub enum BuildError {
     /// A share cannot be used.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A device of another process cannot be connected to it.
+    #[error(transparent)]
+    VhostUser(#[from] VhostUserError),
     /// A network card cannot be connected.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -152,7 +156,7 @@ impl MachineBuilder {
         let accel = hypervisor.accel();
         AddressSpace::Accel { accel, bits: hypervisor.ipa_bits() }.check(config.memory)?;
         let layout = hypervisor.layout(config.cpus, config.memory.bytes(), config.gic)?;
-        let memory = ram::map(layout.ram)?;
+        let memory = ram::map(layout.ram, &config.memory_backing)?;
         let vm = hypervisor.create_vm(VmConfig {
             cpus: config.cpus,
             memory: memory.clone(),

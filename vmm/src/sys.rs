@@ -7,4 +7,4 @@ mod host;
 #[path = "sys/macos.rs"]
 mod host;
 
-pub(crate) use host::{discard, prefer_huge_pages, thread_id};
+pub(crate) use host::{discard, discard_shared, prefer_huge_pages, shared_memory, thread_id};

@@ -1,5 +1,7 @@
 //! Where serial port, consoles, ports and monitors go: `-chardev`, `-serial`, `-monitor`, `-qmp`, `-mon`.
 
+use std::path::PathBuf;
+
 use hvrun_vmm::serial::ChardevConfig;
 use hvrun_vmm::{MachineConfig, MonitorConfig, MonitorKind, MonitorPlace};
 
@@ -85,6 +87,21 @@ impl Chardevs {
     /// The place called `id`, for a console or port.
     pub fn for_device(&mut self, id: &str, opts: &Opts) -> Result<ChardevConfig, Refusal> {
         self.claim(id, opts, User::Device).map(Place::without_window)
+    }
+
+    /// The socket of the chardev called `id`, at which the back end of a device listens.
+    pub fn for_back_end(&mut self, id: &str, opts: &Opts) -> Result<PathBuf, Refusal> {
+        match self.claim(id, opts, User::Device)? {
+            // One that has gone is looked for again whenever the guest is reset.
+            Place::To(ChardevConfig::UnixConnect(path) | ChardevConfig::UnixReconnect { path, .. }) => {
+                Ok(path)
+            }
+            Place::To(ChardevConfig::Unix(_) | ChardevConfig::UnixWait(_)) => Err(opts
+                .refuse(format_args!("chardev '{id}': the device's back end listens; leave server=on out"))),
+            _ => Err(opts.refuse(format_args!(
+                "chardev '{id}' is no socket; use '-chardev socket,id={id},path=PATH'"
+            ))),
+        }
     }
 
     fn claim(&mut self, id: &str, opts: &Opts, user: User) -> Result<Place, Refusal> {

@@ -4,10 +4,12 @@
 mod table;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use hvrun_vmm::virtio::balloon::BalloonConfig;
 use hvrun_vmm::virtio::console::{ConsoleConfig, PortConfig};
 use hvrun_vmm::virtio::rng::RngConfig;
+use hvrun_vmm::virtio::vhost_user::{FsConfig, VhostUserConfig, VhostUserDevice};
 use hvrun_vmm::{MachineConfig, Transport};
 
 use self::table::{Bus, Kind};
@@ -62,6 +64,7 @@ struct Made {
     cards: Vec<Card>,
     consoles: Vec<ConsoleConfig>,
     ports: Vec<PortConfig>,
+    vhost_user: Vec<VhostUserConfig>,
     rng: Option<RngConfig>,
     balloon: Option<BalloonConfig>,
     /// A device with consoles and ports.
@@ -100,11 +103,13 @@ pub fn make(
         // QEMU fills its virtio-mmio slots from the last one down, so that a guest, which counts from the first, finds them backwards.
         made.disks.reverse();
         made.shares.reverse();
+        made.vhost_user.reverse();
         config.nets.reverse();
     }
     config.transport = transport;
     config.disks = made.disks;
     config.shares = made.shares;
+    config.vhost_user = made.vhost_user;
     config.consoles = made.consoles;
     config.ports = made.ports;
     config.rng = made.rng;
@@ -145,6 +150,8 @@ impl Made {
             Kind::Rng => self.rng(&mut opts, &mut backends.objects)?,
             Kind::Balloon => self.balloon(&mut opts)?,
             Kind::Share => self.share(&mut opts, &mut backends.fsdevs)?,
+            Kind::VhostUserFs => self.vhost_user_fs(&mut opts, &mut backends.chardevs)?,
+            Kind::VhostUserVsock => self.vhost_user_vsock(&mut opts, &mut backends.chardevs)?,
             Kind::WithoutEffect(why) => {
                 log::debug!("{}: makes no difference here: {why}", opts.source());
                 opts.without_effect(spec.properties);
@@ -372,6 +379,30 @@ impl Made {
         Ok(())
     }
 
+    fn vhost_user_fs(&mut self, opts: &mut Opts, chardevs: &mut Chardevs) -> Result<(), Refusal> {
+        let socket = back_end(opts, chardevs)?;
+        let mut fs = FsConfig::new(opts.needed("tag")?);
+        if let Some(queues) = opts.value("num-request-queues")? {
+            fs.request_queues = queues;
+        }
+        if let Some(size) = opts.value("queue-size")? {
+            fs.queue_size = size;
+        }
+        opts.only("cache-size", &["0"])?;
+        opts.without_effect(&["bootindex", "migration"]);
+        self.vhost_user.push(VhostUserConfig { socket, device: VhostUserDevice::Fs(fs) });
+        Ok(())
+    }
+
+    fn vhost_user_vsock(&mut self, opts: &mut Opts, chardevs: &mut Chardevs) -> Result<(), Refusal> {
+        let socket = back_end(opts, chardevs)?;
+        // It is the back end that knows the number.
+        opts.unsupported(&["guest-cid"], "the back end has it; give it to that")?;
+        opts.without_effect(&["seqpacket"]);
+        self.vhost_user.push(VhostUserConfig { socket, device: VhostUserDevice::Vsock });
+        Ok(())
+    }
+
     /// The disks of drives that no device names. QEMU makes them behind all of `-device`.
     fn disks_of_their_own(&mut self, backends: &mut Backends) -> Result<(), Refusal> {
         let own: Vec<String> = backends
@@ -387,6 +418,16 @@ impl Made {
             self.disks.push(drive.disk.clone());
         }
         Ok(())
+    }
+}
+
+/// Where the back end of a vhost-user device listens.
+fn back_end(opts: &mut Opts, chardevs: &mut Chardevs) -> Result<PathBuf, Refusal> {
+    match opts.text("chardev")? {
+        Some(id) => chardevs.for_back_end(&id, opts),
+        None => {
+            Err(opts.refuse("chardev=ID is missing: the device needs a '-chardev socket,id=ID,path=PATH'"))
+        }
     }
 }
 

@@ -62,8 +62,15 @@ const CPU_FEATURES: [&str; 16] = [
     "rme",
 ];
 
-/// Fills in what these options say.
-pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<Option<String>, Refusal> {
+/// The memory backend that RAM is taken from, by its id, and the option that names it.
+#[derive(Debug)]
+pub struct Backend {
+    pub id: String,
+    pub opts: Opts,
+}
+
+/// Fills in what these options say. Returns the memory backend, if there is one.
+pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<Option<Backend>, Refusal> {
     let backend = machine(command, config)?;
     cpu(command)?;
     if let Some(opts) = command.merged(Id::Smp)? {
@@ -74,6 +81,29 @@ pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<Option<Str
     config.lifecycle.no_shutdown = command.has(Id::NoShutdown);
     config.lifecycle.paused = command.has(Id::Paused);
     action(command, config)?;
+    match (backend, node(command)?) {
+        (Some(_), Some(node)) => {
+            Err(node.opts.refuse("-machine memory-backend=... says it already; use one of the two"))
+        }
+        (backend, node) => Ok(backend.or(node)),
+    }
+}
+
+/// `-numa node`: of the one node that there is, only the memory backend matters.
+fn node(command: &Command) -> Result<Option<Backend>, Refusal> {
+    let mut backend = None;
+    for (number, given) in command.each(Id::Numa).enumerate() {
+        let mut opts = given.opts()?;
+        opts.only("type", &["node"])?;
+        opts.only("nodeid", &["0"])?;
+        opts.without_effect(&["mem", "cpus"]);
+        let id = opts.text("memdev")?;
+        opts.clone().finish()?;
+        if number > 0 {
+            return Err(given.refuse("a machine has one node of memory"));
+        }
+        backend = id.map(|id| Backend { id, opts });
+    }
     Ok(backend)
 }
 
@@ -93,8 +123,8 @@ pub fn memory(command: &Command) -> Result<Option<u64>, Refusal> {
     Ok(bytes)
 }
 
-/// `-machine` and `-accel`. Returns the id of the memory backend, if there is one.
-fn machine(command: &Command, config: &mut MachineConfig) -> Result<Option<String>, Refusal> {
+/// `-machine` and `-accel`. Returns the memory backend, if there is one.
+fn machine(command: &Command, config: &mut MachineConfig) -> Result<Option<Backend>, Refusal> {
     let mut listed = None;
     let mut backend = None;
     if let Some(mut opts) = command.merged(Id::Machine)? {
@@ -111,7 +141,7 @@ fn machine(command: &Command, config: &mut MachineConfig) -> Result<Option<Strin
         }
         opts.only("iommu", &["none"])?;
         opts.only("firmware", &[])?;
-        backend = opts.text("memory-backend")?;
+        let id = opts.text("memory-backend")?;
         opts.without_effect(&[
             "highmem",
             "compact-highmem",
@@ -136,7 +166,8 @@ fn machine(command: &Command, config: &mut MachineConfig) -> Result<Option<Strin
             "x-oem-table-id",
             "phandle-start",
         ]);
-        opts.finish()?;
+        opts.clone().finish()?;
+        backend = id.map(|id| Backend { id, opts });
     }
     let named: Vec<&Given> = command.each(Id::Accel).filter(|given| given.option == "-accel").collect();
     if let (Some(list), Some(given)) = (&listed, named.first()) {

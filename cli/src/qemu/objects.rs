@@ -1,8 +1,9 @@
 //! `-object`: sources of entropy, memory, threads and records of a network's traffic. They are checked; of these, only the memory's size
-//! and the records change the machine.
+//! what it is on the host, and the records change the machine.
 
 use std::path::PathBuf;
 
+use hvrun_vmm::MemoryBacking;
 use hvrun_vmm::virtio::net::NetConfig;
 
 use super::command::Command;
@@ -29,7 +30,7 @@ pub const TYPES: [&str; 8] = [
 enum Object {
     Rng,
     /// Memory of so many bytes.
-    Memory(u64),
+    Memory(u64, MemoryBacking),
     Thread,
     /// Where the traffic of the card behind a `-netdev` is recorded.
     Dump {
@@ -67,10 +68,10 @@ impl Objects {
         }
     }
 
-    /// The size of the memory called `id`.
-    pub fn memory(&mut self, id: &str, opts: &Opts) -> Result<u64, Refusal> {
+    /// The size of the memory called `id`, and what it is on the host.
+    pub fn memory(&mut self, id: &str, opts: &Opts) -> Result<(u64, MemoryBacking), Refusal> {
         match self.0.share(id, opts)? {
-            Object::Memory(bytes) => Ok(*bytes),
+            Object::Memory(bytes, backing) => Ok((*bytes, backing.clone())),
             _ => Err(opts.refuse(format_args!(
                 "the object '{id}' is no memory; use '-object memory-backend-ram,id=ID,size=SIZE'"
             ))),
@@ -107,10 +108,17 @@ fn object(opts: &mut Opts, kind: &str) -> Result<Object, Refusal> {
         "memory-backend-ram" | "memory-backend-memfd" | "memory-backend-file" | "memory-backend-shm" => {
             let text = opts.needed("size")?;
             let bytes = backend_size(opts, &text)?;
-            // Nobody shares it yet.
+            // QEMU's defaults: what other processes could map only with a file of its own is private without one.
+            let share = opts
+                .switch("share")?
+                .unwrap_or(matches!(kind, "memory-backend-memfd" | "memory-backend-shm"));
+            let path = if kind == "memory-backend-file" { Some(opts.needed("mem-path")?) } else { None };
+            let backing = match (share, path) {
+                (true, Some(path)) => MemoryBacking::SharedFile(path.into()),
+                (true, None) => MemoryBacking::Shared,
+                (false, _) => MemoryBacking::Private,
+            };
             opts.without_effect(&[
-                "share",
-                "mem-path",
                 "merge",
                 "dump",
                 "prealloc",
@@ -125,7 +133,7 @@ fn object(opts: &mut Opts, kind: &str) -> Result<Object, Refusal> {
                 "host-nodes",
                 "policy",
             ]);
-            Ok(Object::Memory(bytes))
+            Ok(Object::Memory(bytes, backing))
         }
         "iothread" => {
             opts.without_effect(&[

@@ -209,7 +209,7 @@ pub const OPTIONS: &[Spec] = &[
     on("boot", "key=value,...", Id::Boot, "accepted; a kernel is booted"),
     on("rtc", "key=value,...", Id::Rtc, "accepted; the guest's clock is the host's, in UTC"),
     on("global", "DEVICE.KEY=VALUE", Id::Global, "accepted for devices that are known"),
-    on("numa", "node,...", Id::Numa, "accepted for one node"),
+    on("numa", "node,memdev=ID", Id::Numa, "the memory of the one node: an object"),
     on("parallel", "none", Id::Parallel, ""),
     on("echr", "N", Id::Echr, ""),
     on("sandbox", "off", Id::Sandbox, ""),

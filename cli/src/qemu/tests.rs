@@ -12,7 +12,8 @@ use hvrun_vmm::virtio::balloon::BalloonConfig;
 use hvrun_vmm::virtio::console::{ConsoleConfig, PortConfig};
 use hvrun_vmm::virtio::net::{CommonOptions, NetBackendConfig, NetConfig};
 use hvrun_vmm::virtio::rng::RngConfig;
-use hvrun_vmm::{Accel, MonitorConfig, MonitorKind, MonitorPlace, Transport};
+use hvrun_vmm::virtio::vhost_user::{FsConfig, VhostUserConfig, VhostUserDevice};
+use hvrun_vmm::{Accel, MemoryBacking, MonitorConfig, MonitorKind, MonitorPlace, Transport};
 
 use proptest::prelude::*;
 
@@ -330,6 +331,54 @@ fn a_memory_backend_says_how_much_there_is() {
 }
 
 #[test]
+fn memory_is_shared_as_qemu_shares_it() {
+    let backing = |object: &str| {
+        config(&format!("-object {object},id=mem,size=1G -numa node,memdev=mem -m 1G")).memory_backing
+    };
+    assert_eq!(backing("memory-backend-memfd,share=on"), MemoryBacking::Shared);
+    assert_eq!(backing("memory-backend-memfd"), MemoryBacking::Shared);
+    assert_eq!(backing("memory-backend-memfd,share=off"), MemoryBacking::Private);
+    assert_eq!(backing("memory-backend-ram"), MemoryBacking::Private);
+    let file = "memory-backend-file,mem-path=/dev/shm";
+    assert_eq!(backing(file), MemoryBacking::Private);
+    assert_eq!(backing(&format!("{file},share=on")), MemoryBacking::SharedFile("/dev/shm".into()));
+    assert!(refusal("-object memory-backend-file,id=mem,size=1G").contains("mem-path=..."));
+}
+
+#[test]
+fn a_node_of_memory_is_the_machines_memory() {
+    let mem = "-object memory-backend-memfd,id=mem,size=2G";
+    assert_eq!(
+        config(&format!("-numa node,nodeid=0,cpus=0-3,memdev=mem {mem}")).memory,
+        MemorySize::from_mib(2048)
+    );
+    assert!(refusal(&format!("-numa node,memdev=mem -m 1G {mem}")).contains("-m says 1G"));
+    assert!(
+        refusal(&format!("-numa node,memdev=mem -M memory-backend=mem {mem}")).contains("use one of the two")
+    );
+    assert!(refusal("-numa node,memdev=mem").contains("'mem'"));
+}
+
+/// The words that the test driver and the run scripts of NixOS on Linux have for a share and for SSH over vsock.
+#[test]
+fn devices_of_other_processes_are_taken_as_nixos_writes_them() {
+    let config = config(
+        "-device vhost-user-fs-pci,chardev=store,tag=nix-store -chardev socket,id=store,path=/run/store.sock \
+         -chardev socket,id=vsock_ssh,reconnect=0,path=/run/guest.sock -device vhost-user-vsock-pci,chardev=vsock_ssh \
+         -device vhost-user-fs-pci,queue-size=1024,num-request-queues=4,cache-size=0,chardev=x,tag=xchg \
+         -chardev socket,id=x,path=/run/x.sock,reconnect=1",
+    );
+    let fs = FsConfig { request_queues: 4, queue_size: 1024, ..FsConfig::new("xchg") };
+    let device = |socket: &str, device| VhostUserConfig { socket: socket.into(), device };
+    let expected = [
+        device("/run/store.sock", VhostUserDevice::Fs(FsConfig::new("nix-store"))),
+        device("/run/guest.sock", VhostUserDevice::Vsock),
+        device("/run/x.sock", VhostUserDevice::Fs(fs)),
+    ];
+    assert_eq!(config.vhost_user, expected);
+}
+
+#[test]
 fn where_the_serial_port_goes() {
     for (line, to) in [
         ("-serial stdio", ChardevConfig::Stdio),
@@ -582,8 +631,20 @@ fn every_refusal_names_the_argument_and_what_would_work() {
             &["bootindex=1"],
         ),
         ("-device tpm-tis-device,tpmdev=t", &["TPM"]),
-        ("-device vhost-user-fs-pci,chardev=c,tag=t", &["virtiofs", "-virtfs"]),
-        ("-device vhost-user-vsock-pci,chardev=c", &["vsock"]),
+        ("-device vhost-user-fs-pci,chardev=c,tag=t", &["-chardev", "'c'"]),
+        ("-device vhost-user-fs-pci,tag=t", &["chardev=ID", "-chardev socket,id=ID,path=PATH"]),
+        ("-device vhost-user-fs-pci,chardev=c -chardev socket,id=c,path=/s", &["tag=..."]),
+        (
+            "-device vhost-user-fs-pci,chardev=c,tag=t,cache-size=1G -chardev socket,id=c,path=/s",
+            &["cache-size=1G", "0"],
+        ),
+        ("-device vhost-user-vsock-pci,chardev=c -chardev socket,id=c,path=/s,server=on", &["server=on"]),
+        ("-device vhost-user-vsock-pci,chardev=c -chardev null,id=c", &["'c'", "socket,id=c,path=PATH"]),
+        ("-device vhost-vsock-pci,guest-cid=3", &["vhost-user-vsock-pci"]),
+        (
+            "-device vhost-user-vsock-pci,chardev=c -serial chardev:c -chardev socket,id=c,path=/s",
+            &["something else uses it"],
+        ),
         ("-daemonize", &["-daemonize", "service manager"]),
         ("-fw_cfg name=a,string=b", &["fw_cfg"]),
         ("-dtb x.dtb", &["-dtb x.dtb"]),

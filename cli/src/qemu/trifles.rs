@@ -19,7 +19,6 @@ pub fn apply(command: &Command, config: &mut MachineConfig) -> Result<(), Refusa
     names(command, config)?;
     display(command)?;
     clock(command)?;
-    numa(command)?;
     for given in command.each(Id::Global) {
         let mut opts = given.opts()?;
         let driver = match given.argument.split_once('=') {
@@ -119,18 +118,4 @@ fn clock(command: &Command) -> Result<(), Refusal> {
     opts.only("clock", &["host", "rt", "vm"])?;
     opts.only("driftfix", &["none", "slew"])?;
     opts.finish()
-}
-
-fn numa(command: &Command) -> Result<(), Refusal> {
-    for given in command.each(Id::Numa) {
-        let mut opts = given.opts()?;
-        opts.only("type", &["node"])?;
-        opts.only("nodeid", &["0"])?;
-        opts.without_effect(&["memdev", "mem", "cpus"]);
-        opts.finish()?;
-    }
-    match command.each(Id::Numa).nth(1) {
-        Some(second) => Err(second.refuse("a machine has one node of memory")),
-        None => Ok(()),
-    }
 }

@@ -2,6 +2,7 @@
 //! controller's GICv2m frame. Not the table that they come from; that is `msix`.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use hvrun_arch::aarch64::gicv3::registers::V2M_SETSPI_NS;
@@ -14,6 +15,33 @@ use crate::irq::EdgeIrq;
 pub trait MsiSink: Send + Sync {
     /// A write of `data` to the guest physical address `addr`.
     fn send(&self, addr: u64, data: u32);
+
+    /// Has each signal of `event` be such a write, past whoever waits on it, for as long as the value lives. `None` where there is no such
+    /// way: then nobody but who waits hears of a signal.
+    fn bind(&self, addr: u64, data: u32, event: BorrowedFd<'_>) -> Option<MsiRoute> {
+        let _ = (addr, data, event);
+        None
+    }
+}
+
+/// An eventfd whose signals are interrupts; see [`MsiSink::bind`].
+pub struct MsiRoute {
+    fds: Arc<dyn EventFds>,
+    spi: Spi,
+    event: OwnedFd,
+}
+
+impl Drop for MsiRoute {
+    fn drop(&mut self) {
+        // The machine may be gone already.
+        let _ = self.fds.unregister_irqfd(self.spi, self.event.as_fd());
+    }
+}
+
+impl fmt::Debug for MsiRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MsiRoute").field("spi", &self.spi).finish_non_exhaustive()
+    }
 }
 
 /// The machine's way for messages: the GICv2m frame.
@@ -36,15 +64,20 @@ impl MsiPort {
         MsiPort { chip, fds, doorbell: v2m.base.saturating_add(V2M_SETSPI_NS), routes }
     }
 
-    /// The eventfd of the SPI that this message means, if it has one.
-    fn route(&self, addr: u64, data: u32) -> Option<&EdgeIrq> {
-        let fds = self.fds.as_ref()?;
+    /// The SPI that this message means, and the place of its eventfd.
+    fn spi(&self, addr: u64, data: u32) -> Option<(Spi, &OnceLock<EdgeIrq>)> {
         if addr != self.doorbell {
             return None;
         }
         let index = data.checked_sub(V2M_SPI.intid())?;
         let route = self.routes.get(usize::try_from(index).ok()?)?;
-        let spi = Spi(V2M_SPI.0.checked_add(index)?);
+        Some((Spi(V2M_SPI.0.checked_add(index)?), route))
+    }
+
+    /// The eventfd of the SPI that this message means, if it has one.
+    fn route(&self, addr: u64, data: u32) -> Option<&EdgeIrq> {
+        let fds = self.fds.as_ref()?;
+        let (spi, route) = self.spi(addr, data)?;
         Some(route.get_or_init(|| EdgeIrq::new(self.chip.clone(), Some(fds.clone()), spi)))
     }
 }
@@ -54,6 +87,19 @@ impl MsiSink for MsiPort {
         match self.route(addr, data) {
             Some(irq) => irq.raise(),
             None => self.chip.send_msi(addr, data),
+        }
+    }
+
+    fn bind(&self, addr: u64, data: u32, event: BorrowedFd<'_>) -> Option<MsiRoute> {
+        let fds = self.fds.clone()?;
+        let (spi, _) = self.spi(addr, data)?;
+        let event = event.try_clone_to_owned().ok()?;
+        match fds.register_irqfd(spi, event.as_fd()) {
+            Ok(()) => Some(MsiRoute { fds, spi, event }),
+            Err(error) => {
+                log::debug!("SPI {} goes by a thread: {error}", spi.0);
+                None
+            }
         }
     }
 }
@@ -94,7 +140,7 @@ pub(crate) mod fake {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{AsRawFd, BorrowedFd};
+    use std::os::fd::AsRawFd;
     use std::sync::Mutex;
 
     use hvrun_arch::{Datamatch, HypervisorError};
@@ -171,6 +217,27 @@ mod tests {
             [(DOORBELL, 79), (DOORBELL, 144), (DOORBELL, u32::MAX), (DOORBELL + 4, 80), (0x4000_0000, 80)];
         others.iter().for_each(|(addr, data)| port.send(*addr, *data));
         assert_eq!(*lock(&chip.0), others);
+        assert!(lock(&fds.0).is_empty());
+    }
+
+    #[test]
+    fn a_bound_event_is_its_spis_until_the_route_is_dropped() {
+        let (_, fds, port) = port_with_fds();
+        let event = crate::sys::Event::new().unwrap();
+        let route = port.bind(DOORBELL, 81, event.as_fd());
+        let spis: Vec<Spi> = lock(&fds.0).iter().map(|(spi, _)| *spi).collect();
+        assert_eq!(spis, [Spi(49)]);
+        drop(route);
+        assert!(lock(&fds.0).is_empty());
+    }
+
+    #[test]
+    fn an_event_cannot_be_bound_to_what_is_no_message() {
+        let (_, fds, port) = port_with_fds();
+        let event = crate::sys::Event::new().unwrap();
+        for (addr, data) in [(DOORBELL, 79), (DOORBELL, 144), (DOORBELL + 4, 80)] {
+            assert!(port.bind(addr, data, event.as_fd()).is_none(), "{addr:#x} {data}");
+        }
         assert!(lock(&fds.0).is_empty());
     }
 

@@ -2,11 +2,12 @@
 //! in which BARs table and pending bits lie the function's.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::msi::MsiSink;
+use super::msi::{MsiRoute, MsiSink};
 use crate::util::lock;
 
 /// Capability ID (PCI Local Bus 3.0, appendix H).
@@ -47,10 +48,19 @@ struct Inner {
     entries: Vec<Entry>,
     /// One bit a vector.
     pending: Vec<u64>,
+    bindings: Vec<Binding>,
+}
+
+/// An event that means a vector; see [`Msix::bind`].
+struct Binding {
+    vector: u16,
+    event: OwnedFd,
+    /// The message that it is now, if it is one.
+    route: Option<(Entry, MsiRoute)>,
 }
 
 /// A table entry as it lies in the BAR.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry {
     address: u32,
     address_high: u32,
@@ -98,7 +108,7 @@ impl Msix {
         let mut inner = lock(&self.inner);
         inner.enabled = control & CONTROL_ENABLE != 0;
         inner.function_masked = control & CONTROL_MASK != 0;
-        inner.send_pending(self.sink.as_ref());
+        inner.settle(self.sink.as_ref());
     }
 
     /// Whether the guest uses MSI-X rather than the interrupt pin.
@@ -112,6 +122,21 @@ impl Msix {
         let mut inner = lock(&self.inner);
         inner.trigger(vector, self.sink.as_ref());
         inner.enabled
+    }
+
+    /// Has each signal of `event` be [`Msix::trigger`] of `vector`, past whoever waits on it, whenever the vector can be sent and there is a
+    /// way; at other times, and where there is none, the one who waits has to trigger it. Until [`Msix::unbind_all`].
+    pub fn bind(&self, vector: u16, event: BorrowedFd<'_>) {
+        // Without a descriptor of our own, the one who waits has to do.
+        let Ok(event) = event.try_clone_to_owned() else { return };
+        let mut inner = lock(&self.inner);
+        inner.bindings.push(Binding { vector, event, route: None });
+        inner.settle(self.sink.as_ref());
+    }
+
+    /// No event is an interrupt any more.
+    pub fn unbind_all(&self) {
+        lock(&self.inner).bindings.clear();
     }
 
     /// The guest reads the table: doublewords and quadwords, aligned (6.8.2); others give zeros.
@@ -139,7 +164,7 @@ impl Msix {
                 inner.set_word(offset / 4 + index as u64, u32::from_le_bytes(word));
             }
         }
-        inner.send_pending(self.sink.as_ref());
+        inner.settle(self.sink.as_ref());
     }
 
     /// The guest reads the pending bits. They cannot be written.
@@ -177,7 +202,7 @@ impl Msix {
         for (word, saved) in inner.pending.iter_mut().zip(&state.pending) {
             *word = *saved;
         }
-        inner.send_pending(self.sink.as_ref());
+        inner.settle(self.sink.as_ref());
     }
 }
 
@@ -197,6 +222,7 @@ impl Inner {
             function_masked: false,
             entries: vec![RESET_ENTRY; vectors.into()],
             pending: vec![0; usize::from(vectors).div_ceil(64)],
+            bindings: Vec::new(),
         }
     }
 
@@ -212,6 +238,24 @@ impl Inner {
             return;
         }
         entry.send(sink);
+    }
+
+    /// What can be sent has changed.
+    fn settle(&mut self, sink: &dyn MsiSink) {
+        self.send_pending(sink);
+        let sendable = self.enabled && !self.function_masked;
+        for binding in &mut self.bindings {
+            let entry = self.entries.get(usize::from(binding.vector));
+            let entry = entry.filter(|entry| sendable && entry.control & VECTOR_MASKED == 0);
+            if binding.route.as_ref().map(|(entry, _)| entry) == entry {
+                continue;
+            }
+            // First, because an event has one route at a time.
+            binding.route = None;
+            binding.route = entry.and_then(|entry| {
+                Some((*entry, sink.bind(entry.message_address(), entry.data, binding.event.as_fd())?))
+            });
+        }
     }
 
     /// Sends and clears what is pending and not masked.
@@ -249,8 +293,12 @@ impl Inner {
 }
 
 impl Entry {
+    fn message_address(&self) -> u64 {
+        u64::from(self.address_high) << 32 | u64::from(self.address)
+    }
+
     fn send(&self, sink: &dyn MsiSink) {
-        sink.send(u64::from(self.address_high) << 32 | u64::from(self.address), self.data);
+        sink.send(self.message_address(), self.data);
     }
 }
 
@@ -261,7 +309,14 @@ fn aligned(offset: u64, len: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use hvrun_arch::aarch64::layout::Window;
+    use hvrun_arch::{Datamatch, HypervisorError, Spi};
+
     use super::*;
+    use crate::irq::fake::FakeChip;
+    use crate::pci::msi::MsiPort;
     use crate::pci::msi::fake::Messages;
 
     const ENABLE: u16 = CONTROL_ENABLE;
@@ -390,6 +445,54 @@ mod tests {
         };
         assert_eq!([read(0), read(8), read(16), read(24)], [0, 1, 2, 0]);
         assert_eq!(msix.pba_size(), 24);
+    }
+
+    /// A sink that knows which messages have an event.
+    #[derive(Default)]
+    struct Routes(Mutex<Vec<(Spi, i32)>>);
+
+    impl hvrun_arch::EventFds for Routes {
+        fn register_irqfd(&self, spi: Spi, fd: BorrowedFd<'_>) -> Result<(), HypervisorError> {
+            lock(&self.0).push((spi, fd.as_raw_fd()));
+            Ok(())
+        }
+
+        fn unregister_irqfd(&self, spi: Spi, fd: BorrowedFd<'_>) -> Result<(), HypervisorError> {
+            lock(&self.0).retain(|known| *known != (spi, fd.as_raw_fd()));
+            Ok(())
+        }
+
+        fn register_ioevent(&self, _: u64, _: Datamatch, _: BorrowedFd<'_>) -> Result<(), HypervisorError> {
+            Ok(())
+        }
+
+        fn unregister_ioevent(&self, _: u64, _: Datamatch, _: BorrowedFd<'_>) -> Result<(), HypervisorError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_bound_event_is_an_interrupt_only_while_its_vector_can_be_sent() {
+        let routes = Arc::new(Routes::default());
+        let v2m = Window::new(0x0802_0000, 0x1000);
+        let port = MsiPort::new(Arc::new(FakeChip::default()), Some(routes.clone()), v2m);
+        let msix = Msix::new(2, Arc::new(port));
+        let spis = || lock(&routes.0).iter().map(|(spi, _)| spi.0).collect::<Vec<u32>>();
+        let event = crate::sys::Event::new().unwrap();
+        program(&msix, 1);
+        msix.bind(1, event.as_fd());
+        assert_eq!(spis(), [] as [u32; 0], "MSI-X is off");
+        msix.set_control(ENABLE);
+        assert_eq!(spis(), [49]);
+        msix.write_table(ENTRY_SIZE + 12, &1_u32.to_le_bytes());
+        assert_eq!(spis(), [] as [u32; 0], "the vector is masked");
+        msix.write_table(ENTRY_SIZE + 8, &82_u64.to_le_bytes());
+        assert_eq!(spis(), [50], "it has another message");
+        msix.set_control(ENABLE_MASKED);
+        assert_eq!(spis(), [] as [u32; 0], "the function is masked");
+        msix.set_control(ENABLE);
+        msix.unbind_all();
+        assert_eq!(spis(), [] as [u32; 0], "it is bound no longer");
     }
 
     #[test]

@@ -61,6 +61,39 @@ impl AsFd for Event {
     }
 }
 
+/// An [`Event`] whose other end another process has: an eventfd that never blocks anybody.
+#[derive(Debug)]
+pub(crate) struct PeerEvent(OwnedFd);
+
+impl PeerEvent {
+    /// A quiet one.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(PeerEvent(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Wakes the one who waits, or will.
+    pub(crate) fn signal(&self) {
+        // It fails when the counter is at its end, and then the other one has been woken often enough.
+        let _ = write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes all signals there are, and says whether there were any.
+    pub(crate) fn take(&self) -> bool {
+        loop {
+            match read(&self.0, &mut [0u8; 8]) {
+                Err(Errno::INTR) => {}
+                result => return result.is_ok(),
+            }
+        }
+    }
+}
+
+impl AsFd for PeerEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// How often this thread has given up its CPU to wait for something (getrusage(2), RUSAGE_THREAD, `ru_nvcsw`). Having lost the CPU
 /// to another thread does not count, and neither does a request that only takes its time.
 pub(crate) fn thread_waits() -> Option<u64> {
@@ -79,5 +112,15 @@ pub(crate) fn thread_waits() -> Option<u64> {
 pub(crate) unsafe fn discard(start: *mut u8, len: usize) -> io::Result<()> {
     // SAFETY: the caller's promise; the contents may vanish.
     unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxDontNeed) }
+        .map_err(io::Error::from)
+}
+
+/// The same for a shared mapping of a file: its pages go out of the file, for everybody (madvise(2), MADV_REMOVE).
+///
+/// # Safety
+/// `start` and `len` are whole pages of such a mapping, writable, to which no reference exists.
+pub(crate) unsafe fn discard_shared(start: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: the caller's promise; the contents may vanish.
+    unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxRemove) }
         .map_err(io::Error::from)
 }

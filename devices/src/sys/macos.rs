@@ -74,6 +74,34 @@ impl AsFd for Event {
     }
 }
 
+/// A doorbell between processes, as the back ends of vhost-user devices have it: an eventfd, which there is none of here.
+#[derive(Debug)]
+pub(crate) enum PeerEvent {}
+
+impl PeerEvent {
+    /// Says that there is none.
+    pub(crate) fn new() -> io::Result<Self> {
+        let why = "vhost-user back ends work on Linux only; here, share folders by 9p";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    }
+
+    /// Wakes the one who waits, or will.
+    pub(crate) fn signal(&self) {
+        match *self {}
+    }
+
+    /// Takes all signals there are, and says whether there were any.
+    pub(crate) fn take(&self) -> bool {
+        match *self {}
+    }
+}
+
+impl AsFd for PeerEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match *self {}
+    }
+}
+
 /// How often this thread has given up its CPU to wait for something: not counted here, but for all threads of a process together.
 pub(crate) fn thread_waits() -> Option<u64> {
     None
@@ -91,4 +119,12 @@ pub(crate) unsafe fn discard(start: *mut u8, len: usize) -> io::Result<()> {
     // SAFETY: the caller's promise; what is replaced is only the caller's.
     unsafe { mmap_anonymous(start.cast(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
     Ok(())
+}
+
+/// The same for a shared mapping of a file: nothing here gives its pages back and keeps it shared.
+///
+/// # Safety
+/// As for [`discard`].
+pub(crate) unsafe fn discard_shared(_start: *mut u8, _len: usize) -> io::Result<()> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
 }

@@ -8,9 +8,9 @@ use hvrun_arch::GuestMemory;
 
 use super::queue::Virtqueue;
 
-/// VIRTIO_F_RING_INDIRECT_DESC (virtio 1.2, 6): descriptors may refer to tables of descriptors. Every device offers it.
+/// VIRTIO_F_RING_INDIRECT_DESC (virtio 1.2, 6): descriptors may refer to tables of descriptors.
 pub const F_RING_INDIRECT_DESC: u64 = 1 << 28;
-/// VIRTIO_F_RING_EVENT_IDX (virtio 1.2, 6): both sides say from which entry on they want to be notified. Every device offers it.
+/// VIRTIO_F_RING_EVENT_IDX (virtio 1.2, 6): both sides say from which entry on they want to be notified.
 pub const F_RING_EVENT_IDX: u64 = 1 << 29;
 /// VIRTIO_F_VERSION_1 (virtio 1.2, 6). Every device offers it, and no driver without it is served.
 pub const F_VERSION_1: u64 = 1 << 32;
@@ -30,6 +30,10 @@ pub enum DeviceType {
     Balloon,
     /// 9P transport.
     Fs9p,
+    /// Sockets between guest and host.
+    Vsock,
+    /// File system.
+    Fs,
 }
 
 impl DeviceType {
@@ -42,6 +46,8 @@ impl DeviceType {
             DeviceType::Rng => 4,
             DeviceType::Balloon => 5,
             DeviceType::Fs9p => 9,
+            DeviceType::Vsock => 19,
+            DeviceType::Fs => 26,
         }
     }
 }
@@ -57,9 +63,13 @@ pub trait VirtioDevice: Send + Sync + fmt::Debug {
     /// A short name for log lines, such as `disk root.qcow2`.
     fn name(&self) -> &str;
 
-    /// The device's own features and the ring features it can do without: the transport adds [`F_VERSION_1`],
-    /// [`F_RING_INDIRECT_DESC`] and [`F_RING_EVENT_IDX`].
+    /// The device's own features: the transport adds [`F_VERSION_1`] and [`VirtioDevice::ring_features`].
     fn features(&self) -> u64;
+
+    /// Which of [`F_RING_INDIRECT_DESC`] and [`F_RING_EVENT_IDX`] there are: both, where [`Virtqueue`] serves the rings.
+    fn ring_features(&self) -> u64 {
+        F_RING_INDIRECT_DESC | F_RING_EVENT_IDX
+    }
 
     /// The most entries that each of its queues can have, powers of 2. Its length is the number of queues, and never changes.
     fn queue_sizes(&self) -> &[u16];
@@ -114,6 +124,12 @@ pub struct Activation {
 pub trait Interrupt: Send + Sync + fmt::Debug {
     /// There are new used buffers in queue `index`.
     fn used(&self, index: u16);
+
+    /// Has each signal of `event` be [`Interrupt::used`] of queue `index` where the hypervisor can do that by itself, until the device is
+    /// reset. The device waits on the event all the same, and calls `used` when it finds a signal there.
+    fn bind(&self, index: u16, event: BorrowedFd<'_>) {
+        let _ = (index, event);
+    }
 
     /// The configuration space has changed by itself.
     fn config_changed(&self);

@@ -286,9 +286,10 @@ fn identity(device_type: DeviceType) -> Identity {
     let class = match device_type {
         DeviceType::Net => 0x02_00_00,
         DeviceType::Block => 0x01_00_00,
-        DeviceType::Console => 0x07_80_00,
+        DeviceType::Console | DeviceType::Vsock => 0x07_80_00,
         DeviceType::Rng | DeviceType::Balloon => 0x00_ff_00,
         DeviceType::Fs9p => 0x00_02_00,
+        DeviceType::Fs => 0x01_80_00,
     };
     Identity {
         vendor: VENDOR,

@@ -1,6 +1,7 @@
 //! A driver for tests, which can do what no driver should: rings in guest memory, descriptors as one likes them, and registers
 //! over virtio-mmio. It knows no particular device.
 
+pub(crate) mod calls;
 pub(crate) mod hal;
 
 use std::sync::Arc;

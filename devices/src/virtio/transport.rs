@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hvrun_arch::GuestMemory;
 use serde::{Deserialize, Serialize};
 
-use super::device::{
-    Activation, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, F_VERSION_1, Interrupt, VirtioDevice,
-};
+use super::device::{Activation, F_RING_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice};
 use super::queue::{Virtqueue, VirtqueueState};
 use crate::util::LogLimit;
 
@@ -143,7 +141,7 @@ impl Registers {
 
     /// What the device offers.
     pub fn device_features(&self) -> u64 {
-        self.device.features() | F_VERSION_1 | F_RING_INDIRECT_DESC | F_RING_EVENT_IDX
+        self.device.features() | F_VERSION_1 | self.device.ring_features()
     }
 
     /// The half of the features that the driver has selected to read.

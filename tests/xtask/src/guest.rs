@@ -19,7 +19,7 @@ const KERNEL_META_PACKAGE: &str = "linux-image-arm64";
 const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Changes when what is kept in the folder changes, so that older folders are filled anew.
-const STAMP_VERSION: &str = "guest 3";
+const STAMP_VERSION: &str = "guest 4";
 
 /// What a machine is started with.
 #[derive(Debug, Clone)]

@@ -23,6 +23,8 @@ const WANTED: &[&str] = &[
     "8021q",
     "9p",
     "9pnet_virtio",
+    "virtiofs",
+    "vmw_vsock_virtio_transport",
     "ext4",
     "overlay",
     "erofs",

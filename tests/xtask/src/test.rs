@@ -2,7 +2,7 @@
 
 use crate::{cross, guest, lab, mac, pypi, workspace};
 use anyhow::{Context, Result, bail, ensure};
-use hvrun_tests::artifacts;
+use hvrun_tests::{artifacts, virtiofsd};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -97,6 +97,12 @@ fn run(command: &mut Command) -> Result<()> {
 
 fn tools() -> Result<()> {
     install_debian_packages(TOOLS)?;
+    if !virtiofsd::PLACES.iter().any(|place| Path::new(place).exists()) {
+        // A package of its own, where there is one.
+        let [own, with_qemu] = virtiofsd::PLACES;
+        install_debian_packages(&[(own, "virtiofsd")])
+            .or_else(|_| install_debian_packages(&[(with_qemu, "qemu-system-common")]))?;
+    }
     if !workspace::has_tool("cargo-nextest") {
         println!("    cargo-nextest, which runs the tests, is not installed: installing it");
         run(workspace::cargo().args(["install", "cargo-nextest", "--locked"]))

@@ -14,6 +14,10 @@ pub enum Kind {
     Rng,
     Balloon,
     Share,
+    /// A file system that another process serves.
+    VhostUserFs,
+    /// Sockets to the host, by another process.
+    VhostUserVsock,
     /// Accepted, for the reason given.
     WithoutEffect(&'static str),
     /// Refused, for the reason given.
@@ -107,6 +111,12 @@ const DEVICES: &[Spec] = &[
         "gives memory back to the host: deflate-on-oom, free-page-reporting",
     ),
     virtio("virtio-9p", Kind::Share, "a shared folder: fsdev=ID, mount_tag=TAG"),
+    virtio(
+        "vhost-user-fs",
+        Kind::VhostUserFs,
+        "a folder by virtiofsd, on Linux: chardev=ID, tag=TAG, num-request-queues=N, queue-size=N",
+    ),
+    virtio("vhost-user-vsock", Kind::VhostUserVsock, "sockets to the host by vhost-device-vsock: chardev=ID"),
     idle("virtio-keyboard", true, NO_INPUT),
     idle("virtio-mouse", true, NO_INPUT),
     idle("virtio-tablet", true, NO_INPUT),
@@ -123,11 +133,8 @@ const DEVICES: &[Spec] = &[
     idle("pcie-pci-bridge", false, FLAT_BUS),
     plain("tpm-tis-device", Kind::Refused("a TPM is not there yet"), ""),
     plain("tpm-tis", Kind::Refused("a TPM is not there yet"), ""),
-    plain("vhost-vsock-pci", Kind::Refused("vsock is not there yet"), ""),
-    plain("vhost-vsock-device", Kind::Refused("vsock is not there yet"), ""),
-    plain("vhost-user-vsock-pci", Kind::Refused("vsock is not there yet"), ""),
-    plain("vhost-user-fs-pci", Kind::Refused("virtiofs is not there yet; use -virtfs"), ""),
-    plain("vhost-user-fs-device", Kind::Refused("virtiofs is not there yet; use -virtfs"), ""),
+    plain("vhost-vsock-pci", Kind::Refused("use vhost-user-vsock-pci with vhost-device-vsock"), ""),
+    plain("vhost-vsock-device", Kind::Refused("use vhost-user-vsock-device with vhost-device-vsock"), ""),
     plain("vhost-user-blk-pci", Kind::Refused("use virtio-blk-pci"), ""),
     plain("virtio-scsi-pci", Kind::Refused("SCSI is not there; use virtio-blk-pci"), ""),
     plain("scsi-hd", Kind::Refused("SCSI is not there; use virtio-blk-pci"), ""),

@@ -98,7 +98,7 @@ pub(super) fn address_of(memory: &GuestMemory, slice: &VolatileSlice<'_>) -> Opt
     })
 }
 
-/// Gives pages of guest memory back that is a private anonymous mapping of this process's, in place.
+/// Gives pages of guest memory back, in place: of a private anonymous mapping of this process's, or out of the file of a shared one.
 pub struct HostPages {
     memory: GuestMemory,
     page_size: u64,
@@ -114,8 +114,8 @@ impl HostPages {
     /// For a machine whose backend does not mind ([`hvrun_arch::Vm::ram_discard`] is `None`).
     ///
     /// # Safety
-    /// All of `memory` is private anonymous memory, to which nobody holds references, and which no hypervisor has been given that must
-    /// hear of such a change (on macOS: none at all).
+    /// All of `memory` is private anonymous memory, or a shared mapping of the file that its region has, to which nobody holds references,
+    /// and which no hypervisor has been given that must hear of such a change (on macOS: none at all).
     pub unsafe fn new(memory: GuestMemory) -> Self {
         // Always a power of 2.
         HostPages { memory, page_size: (rustix::param::page_size() as u64).max(PAGE_SIZE) }
@@ -144,9 +144,14 @@ impl RamDiscard for HostPages {
             return Ok(());
         }
         let pages = region.as_ptr().wrapping_add((start - region.as_ptr() as u64) as usize);
-        // SAFETY: whole pages inside of the region; the rest is the promise given to `new`.
-        unsafe { sys::discard(pages, (end - start) as usize) }
-            .map_err(|error| failed(format!("{len:#x} bytes at {addr:#x}: {error}")))
+        let len = (end - start) as usize;
+        let discarded = match region.file_offset() {
+            // SAFETY: whole pages inside of the region; the rest is the promise given to `new`.
+            None => unsafe { sys::discard(pages, len) },
+            // SAFETY: as above.
+            Some(_) => unsafe { sys::discard_shared(pages, len) },
+        };
+        discarded.map_err(|error| failed(format!("{len:#x} bytes at {addr:#x}: {error}")))
     }
 }
 

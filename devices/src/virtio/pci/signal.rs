@@ -2,6 +2,7 @@
 //! 4.1.4.5, 4.1.5.1). No register's place is known here.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -116,6 +117,7 @@ impl Signal {
 
     /// The driver has reset the device: vectors and ISR status, but not what belongs to PCI.
     pub(super) fn reset_device(&self) {
+        self.msix.unbind_all();
         self.config_vector.store(NO_VECTOR, Ordering::SeqCst);
         self.queue_vectors.iter().for_each(|vector| vector.store(NO_VECTOR, Ordering::SeqCst));
         let mut line = lock(&self.line);
@@ -143,6 +145,10 @@ impl Signal {
 impl Interrupt for Signal {
     fn used(&self, index: u16) {
         self.raise(ISR_QUEUE, self.queue_vector(index));
+    }
+
+    fn bind(&self, index: u16, event: BorrowedFd<'_>) {
+        self.msix.bind(self.queue_vector(index), event);
     }
 
     fn config_changed(&self) {
