@@ -12,6 +12,7 @@ mod lab;
 mod libraries;
 mod mac;
 mod modules;
+mod systemd;
 mod test;
 mod workspace;
 
