@@ -39,7 +39,8 @@ mod tests {
 
     #[test]
     fn vectors_of_the_rfc_are_decoded() -> Result<()> {
-        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")]
+        for (text, bytes) in
+            [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")]
         {
             assert_eq!(decode(text.as_bytes())?, bytes.as_bytes());
         }

@@ -104,7 +104,10 @@ impl Emulator {
         }
         add("-nographic");
         command.args(["-append", COMMAND_LINE]).args(self.more);
-        ensure!(!state.contains(char::is_whitespace), "the temporary folder '{state}' has a space in its name");
+        ensure!(
+            !state.contains(char::is_whitespace),
+            "the temporary folder '{state}' has a space in its name"
+        );
         Ok(command)
     }
 }

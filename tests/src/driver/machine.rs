@@ -169,6 +169,15 @@ impl Machine {
         self.with(|running| running.shell.execute(command).with_context(|| format!("'{command}'")))
     }
 
+    /// Gives the backdoor's own shell a line, and returns the line that comes of it.
+    pub fn ask_shell(&mut self, line: &str) -> Result<String> {
+        self.connect()?;
+        self.with(|running| {
+            running.shell.send(&format!("{line}\n"))?;
+            Ok(String::from_utf8_lossy(&running.shell.line()?).into_owned())
+        })
+    }
+
     /// Runs a command that has to succeed, and returns what it printed.
     pub fn succeed(&mut self, command: &str) -> Result<String> {
         let Output { status, bytes } = self.execute(command)?;

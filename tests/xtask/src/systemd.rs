@@ -106,7 +106,10 @@ const OURS: &[Ours] = &[
     config("etc/hostname", "machine\n"),
     config("etc/hosts", "127.0.0.1 localhost\n"),
     config("etc/os-release", "ID=debian\nNAME=\"Debian GNU/Linux\"\n"),
-    config("etc/passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"),
+    config(
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    ),
     // The groups that udev's rules name.
     config(
         "etc/group",
@@ -133,8 +136,8 @@ pub fn ensure(guest: &Guest) -> Result<Systemd> {
     let dir = guest::dir();
     let store = dir.join("store");
     let stamp = dir.join("store.stamp");
-    let cached = store.is_dir()
-        && fs::read_to_string(&stamp).is_ok_and(|text| text.lines().next() == Some(STAMP));
+    let cached =
+        store.is_dir() && fs::read_to_string(&stamp).is_ok_and(|text| text.lines().next() == Some(STAMP));
     if !cached {
         let packages = fill(&dir, &store).context(
             "the guest with systemd is made of Debian's arm64 packages, through the apt of a Debian machine with its sources configured",
@@ -198,12 +201,7 @@ fn unpack(deb: &Path, root: &Path) -> Result<()> {
         .output()
         .context("cannot run tar")?;
     let unpacked = packed.wait()?.success() && output.status.success();
-    ensure!(
-        unpacked,
-        "cannot unpack {}: {}",
-        deb.display(),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
+    ensure!(unpacked, "cannot unpack {}: {}", deb.display(), String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
 }
 
