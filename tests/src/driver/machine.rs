@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Between two attempts at something that is to become true.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long that may take.
+const PATIENCE: Duration = Duration::from_secs(100);
 /// Where the guest has the folder that all machines of a test share.
 const SHARED: &str = "/tmp/shared";
 
@@ -198,7 +200,7 @@ impl Machine {
 
     /// Waits until a command succeeds, and returns what it printed then.
     pub fn wait_until_succeeds(&mut self, command: &str) -> Result<String> {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let Output { status, bytes } = self.execute(command)?;
             if status == 0 {
@@ -211,7 +213,7 @@ impl Machine {
 
     /// Waits until systemd has started a unit.
     pub fn wait_for_unit(&mut self, unit: &str) -> Result<()> {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let state = self.succeed(&format!("systemctl --no-pager show --property=ActiveState {unit}"))?;
             match state.trim() {
