@@ -14,7 +14,7 @@ fn locate(variable: &str, default: &str, file: &str) -> Result<PathBuf> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let base = std::env::var_os(variable).map_or_else(|| top.join(default), PathBuf::from);
     let path = if file.is_empty() { base } else { base.join(file) };
-    ensure!(path.is_file(), "{} is missing: run 'cargo xtask test', which makes it", path.display());
+    ensure!(path.exists(), "{} is missing: run 'cargo xtask test', which makes it", path.display());
     Ok(path)
 }
 
@@ -42,4 +42,14 @@ pub fn initrd() -> Result<PathBuf> {
 /// The same initrd with the kernel's modules.
 pub fn virtio_initrd() -> Result<PathBuf> {
     locate(GUEST_DIR_VAR, "target/guest", "initrd-virtio.cpio")
+}
+
+/// The initrd that mounts [`store`] and starts systemd.
+pub fn systemd_initrd() -> Result<PathBuf> {
+    locate(GUEST_DIR_VAR, "target/guest", "initrd-systemd.cpio")
+}
+
+/// The folder with systemd and all other programs of its guest.
+pub fn store() -> Result<PathBuf> {
+    locate(GUEST_DIR_VAR, "target/guest", "store")
 }

@@ -2,6 +2,7 @@
 //! hvrun's own reader.
 
 use anyhow::{Context, Result, ensure};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -75,15 +76,20 @@ pub fn empty(dir: &Path, name: &str, size: u64) -> Result<PathBuf> {
 /// A raw image with an ext4 file system that has what lies in the folder `from`.
 pub fn ext4(dir: &Path, name: &str, size: u64, from: Option<&Path>) -> Result<PathBuf> {
     let path = empty(dir, name, size)?;
+    let mut options = Vec::new();
+    if let Some(from) = from {
+        options.extend([OsStr::new("-d"), from.as_os_str()]);
+    }
+    format_ext4(&path, &options)?;
+    Ok(path)
+}
+
+/// Makes an ext4 file system on a raw image. `options` are further ones of `mke2fs`.
+pub fn format_ext4(path: &Path, options: &[impl AsRef<OsStr>]) -> Result<()> {
     // Debian keeps it where only root's PATH leads.
     let tool = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].into_iter().find(|path| Path::new(path).exists());
     let mut command = Command::new(tool.unwrap_or("mke2fs"));
-    command.args(["-q", "-t", "ext4", "-F"]);
-    if let Some(from) = from {
-        command.arg("-d").arg(from);
-    }
-    run(command.arg(&path))?;
-    Ok(path)
+    run(command.args(["-q", "-t", "ext4", "-F"]).args(options).arg(path))
 }
 
 /// A qcow2 image without contents, or over `backing` (a file and its format). `options` is what `qemu-img create -o` takes, or nothing.

@@ -4,12 +4,14 @@
 pub mod artifacts;
 pub mod bare;
 pub mod disks;
+pub mod driver;
 pub mod probe;
 pub mod process;
 mod running;
 pub mod socket;
 mod terminal;
 mod transcript;
+pub mod vde;
 pub mod virtiofsd;
 
 pub use running::{Hvrun, Input, Outcome, Running};

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -94,6 +95,12 @@ impl Supervised {
         self.started
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> Result<bool> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        Ok(waitid(WaitId::Pid(self.pid), options)?.is_some())
+    }
+
     /// Sends a signal, unless the process has been waited for.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let state = self.shared.lock();
@@ -176,6 +183,16 @@ pub fn cpu_time(pid: Pid) -> Result<Duration> {
     let fields: Vec<&str> = text.rsplit(") ").next().unwrap_or_default().split(' ').collect();
     let ticks: u64 = [11, 12].iter().filter_map(|&at| fields.get(at)?.parse::<u64>().ok()).sum();
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
+/// A program that a test needs, also where an ordinary user's PATH has none of its folder.
+pub fn need(program: &str, package: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(program))
+        .find(|path| path.exists())
+        .with_context(|| format!("{program} is not installed: apt-get install {package}"))
 }
 
 /// How much of the host's memory a process holds, in bytes.

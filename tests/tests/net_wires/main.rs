@@ -5,13 +5,13 @@
 mod tap;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hvrun_tests::bare::Program;
-use hvrun_tests::process::Supervised;
+use hvrun_tests::process::{Supervised, need};
+use hvrun_tests::vde::Switch;
 use hvrun_tests::{Hvrun, Outcome, Running, artifacts};
 use hvrun_vmm::serial::{ChardevConfig, StdioStreams};
 use hvrun_vmm::virtio::net::{Net, NetConfig};
@@ -94,16 +95,6 @@ fn lines(outcome: &Outcome, words: &[&str]) -> usize {
     outcome.stderr.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
 }
 
-/// A program that a test needs, also where an ordinary user's PATH has none of its folder.
-fn need(program: &str, package: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|dir| dir.join(program))
-        .find(|path| path.exists())
-        .with_context(|| format!("{program} is not installed: apt-get install {package}"))
-}
-
 /// Reads a record of traffic with tcpdump; says what it prints for the frames that `filter` is true of.
 fn tcpdump(record: &Path, filter: &str) -> Result<String> {
     // By its standard input, because it may give up its privileges before it opens a file.
@@ -161,42 +152,6 @@ impl Server {
 }
 
 // VDE.
-
-/// A running `vde_switch`. Dropping it kills it, as an accident would.
-struct Switch {
-    _process: Supervised,
-    console: ChildStdin,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-}
-
-impl Switch {
-    fn start(dir: &Path, arguments: &[&str]) -> Result<Switch> {
-        let mut command = Command::new(need("vde_switch", "vde2")?);
-        command.arg("--sock").arg(dir).args(["--dirmode", "0700"]).args(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let (process, Child { stdin, stdout, .. }) = Supervised::spawn(&mut command, LIMIT)?;
-        let lines = BufReader::new(stdout.context("no stdout")?).lines();
-        let mut switch = Switch { _process: process, console: stdin.context("no stdin")?, lines };
-        // An answer says that it serves.
-        switch.ask("showinfo")?;
-        Ok(switch)
-    }
-
-    /// Gives a command to the switch's console and returns what it says.
-    fn ask(&mut self, command: &str) -> Result<String> {
-        // In one piece: it takes whatever it reads at once for a command.
-        self.console.write_all(format!("{command}\n").as_bytes())?;
-        let mut answer = String::new();
-        for line in &mut self.lines {
-            let line = line?;
-            if line.contains("1000 Success") {
-                return Ok(answer);
-            }
-            answer += &format!("{line}\n");
-        }
-        bail!("vde_switch ended: {answer}");
-    }
-}
 
 #[test]
 fn guests_on_a_vde_switch_reach_each_other_with_and_without_tags_and_a_killed_one_leaves_its_port()

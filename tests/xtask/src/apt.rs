@@ -100,9 +100,9 @@ impl Apt {
         Ok(text.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
     }
 
-    /// The packages that `package` needs to run, itself included, without those that it only recommends.
-    pub fn closure(&self, package: &str) -> Result<Vec<String>> {
-        let args = ["-qq", "--simulate", "--no-install-recommends", "install", package];
+    /// What `packages` need to run, themselves included, without what they only recommend.
+    pub fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let args = [&["-qq", "--simulate", "--no-install-recommends", "install"], packages].concat();
         let text = self.run("apt-get", &args)?;
         let names = text.lines().filter_map(|line| line.strip_prefix("Inst ")?.split([' ', ':']).next());
         Ok(names.map(str::to_owned).collect())

@@ -2,6 +2,7 @@
 
 mod diod;
 pub(crate) mod disk;
+mod driver;
 pub(crate) mod net;
 pub(crate) mod ninep;
 pub(crate) mod options;
@@ -38,6 +39,7 @@ pub fn command(args: &[OsString]) -> Result<()> {
     let (name, options) = options::parse(&words)?;
     match name {
         "disk" => disk::command(&options),
+        "driver" => driver::command(&options),
         "9p" => ninep::command(&options),
         "net" => net::command(&options),
         "lab" if options.net => lab::bench_net(options.rounds(NET_ROUNDS)),

@@ -2,7 +2,7 @@
 //! machine's own apt, and the initrd around them. It installs nothing and changes nothing outside `target/`.
 
 use crate::apt::{self, Apt};
-use crate::{initrd, modules, workspace};
+use crate::{initrd, modules, systemd, workspace};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -125,6 +125,8 @@ pub fn command() -> Result<()> {
     println!("{}\n{}", guest.kernel.display(), guest.initrd.display());
     if let Some(path) = &guest.virtio_initrd {
         println!("{}", path.display());
+        let systemd = systemd::ensure(&guest)?;
+        println!("{}\n{}", systemd.initrd.display(), systemd.store.display());
     }
     Ok(())
 }
@@ -195,7 +197,8 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file, unless it is that already.
+pub fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::read(path).ok().as_deref() != Some(bytes) {
         write_atomically(path, bytes)?;
     }

@@ -10,7 +10,7 @@ const INIT: &str = include_str!("../guest/init");
 /// What a login shell reads.
 const PROFILE: &str = include_str!("../guest/profile");
 /// What `udhcpc` calls when it has an address.
-const DHCP: &str = include_str!("../guest/dhcp");
+pub const DHCP: &str = include_str!("../guest/dhcp");
 /// Ends the machine without asking an init that is not there.
 const POWEROFF: &str = include_str!("../guest/poweroff");
 
@@ -78,6 +78,11 @@ impl Archive {
 
 /// The initrd around the busybox at `busybox`.
 pub fn build(busybox: &Path) -> Result<Vec<u8>> {
+    build_with(busybox, INIT)
+}
+
+/// The same with another script as the first process.
+pub fn build_with(busybox: &Path, init: &str) -> Result<Vec<u8>> {
     let busybox_bytes =
         std::fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut archive = Archive::default();
@@ -87,7 +92,7 @@ pub fn build(busybox: &Path) -> Result<Vec<u8>> {
     // The kernel opens it for the first process before anything can mount devtmpfs.
     archive.char_device("dev/console", 5, 1)?;
     archive.file("bin/busybox", 0o755, &busybox_bytes)?;
-    archive.file("init", 0o755, INIT.as_bytes())?;
+    archive.file("init", 0o755, init.as_bytes())?;
     archive.file("etc/profile", 0o644, PROFILE.as_bytes())?;
     archive.dir("etc/udhcpc")?;
     archive.file("etc/udhcpc/default.script", 0o755, DHCP.as_bytes())?;

@@ -34,7 +34,7 @@ pub fn unpack(apt_dir: &Path, package: &str, root: &Path) -> Result<()> {
         return Ok(());
     }
     let apt = Apt::prepare(apt_dir, "arm64")?;
-    let closure = apt.closure(package)?;
+    let closure = apt.closure(&[package])?;
     ensure!(closure.iter().any(|name| name == package), "apt does not offer {package} for arm64");
     let begins = |name: &str, list: &[&str]| list.iter().any(|prefix| name.starts_with(prefix));
     let is_library = |name: &str| begins(name, LIBRARY_PACKAGES) && !begins(name, NO_LIBRARY_PACKAGES);

@@ -13,6 +13,7 @@ mod libraries;
 mod mac;
 mod modules;
 mod pypi;
+mod systemd;
 mod test;
 mod workspace;
 
@@ -38,6 +39,9 @@ Usage: cargo xtask COMMAND
             [--transport pci|mmio] [--only SIDE]
                  iperf3 and small exchanges between guest and host, and between two guests, hvrun
                  and QEMU in turn; with --host, the NAT without a guest
+  bench driver [--rounds N] [--quick] [--only SIDE]
+                 a NixOS test's scenario by its driver's protocol, hvrun and QEMU in turn: the
+                 whole, the time to the backdoor's banner, a command's round trip
   bench lab [--rounds N] [--virtio | --net]
                  boots (or disk and share, or network) on KVM, inside the lab's emulated machine,
                  and the time to KVM_RUN

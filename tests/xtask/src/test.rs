@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check of the project, one step after another; the first that fails ends it.
 
-use crate::{cross, guest, lab, mac, pypi, workspace};
+use crate::{cross, guest, lab, mac, pypi, systemd, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use hvrun_tests::{artifacts, virtiofsd};
 use std::ffi::OsString;
@@ -22,7 +22,11 @@ const STEPS: &[Step] = &[
     Step { name: "doc", about: "the documentation builds without a warning", run: doc },
     Step { name: "unit", about: "unit and integration tests of the crates", run: unit },
     Step { name: "doctest", about: "the examples in the documentation", run: doctest },
-    Step { name: "guest", about: "Debian's kernel and our initrd, in target/guest", run: guest_artifacts },
+    Step {
+        name: "guest",
+        about: "Debian's kernel and systemd and our initrds, in target/guest",
+        run: guest_artifacts,
+    },
     Step { name: "build", about: "the release build of hvrun", run: build },
     Step { name: "e2e", about: "end-to-end: the command, and boots of real kernels", run: end_to_end },
     Step {
@@ -191,7 +195,7 @@ fn build() -> Result<()> {
 }
 
 fn end_to_end() -> Result<()> {
-    guest::ensure()?;
+    systemd::ensure(&guest::ensure()?)?;
     let binary = workspace::release_hvrun()?;
     run(nextest()
         .args(["--package", "hvrun-tests", "--package", "hvrun-hvf-sim"])

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 /// The benchmarks there are.
-pub const BENCHES: &[&str] = &["boot", "disk", "9p", "net", "lab"];
+pub const BENCHES: &[&str] = &["boot", "disk", "9p", "net", "driver", "lab"];
 
 /// One side of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,9 +96,9 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
             (_, "--rounds") => options.rounds = Some(number(value()?)? as usize),
             ("boot" | "disk" | "9p" | "net", "--memory") => options.memory = value()?.clone(),
             ("disk" | "9p" | "net", "--cpus") => options.cpus = Some(number(value()?)?),
-            ("disk" | "9p" | "net", "--quick") => options.quick = true,
+            ("disk" | "9p" | "net" | "driver", "--quick") => options.quick = true,
             ("disk" | "9p" | "net", "--transport") => options.transport = Some(value()?.clone()),
-            ("disk" | "9p" | "net", "--only") => {
+            ("disk" | "9p" | "net" | "driver", "--only") => {
                 options.only = Some(match value()?.as_str() {
                     "hvrun" => Side::Hvrun,
                     "qemu" => Side::Qemu,

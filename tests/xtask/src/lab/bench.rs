@@ -176,7 +176,7 @@ fn qemu_root(dir: &Path) -> Result<PathBuf> {
         return Ok(root);
     }
     let apt = Apt::prepare(&dir.join("apt"), "arm64")?;
-    let packages = apt.closure(QEMU.1)?;
+    let packages = apt.closure(&[QEMU.1])?;
     ensure!(packages.iter().any(|name| name == QEMU.1), "apt does not offer {} for arm64", QEMU.1);
     for package in &packages {
         // Firmware and keymaps: the machine of the benchmark has no use for them.
