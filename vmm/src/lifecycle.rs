@@ -138,7 +138,7 @@ impl Lifecycle {
     /// Not to be called with the lock held.
     pub(crate) fn tell(&self, event: MachineEvent) {
         for observer in &*self.observers.read().unwrap_or_else(PoisonError::into_inner) {
-            observer(event);
+            observer(event.clone());
         }
     }
 

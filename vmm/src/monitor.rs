@@ -9,6 +9,7 @@
 //! begin when the machine starts ([`Monitors::start`]).
 
 mod hmp;
+mod hotplug;
 mod mux;
 mod outbox;
 mod qmp;
@@ -118,7 +119,7 @@ impl Monitors {
         if !listeners.is_empty() {
             control.observe(move |event: MachineEvent| {
                 for session in listeners.iter().filter_map(Weak::upgrade) {
-                    session.event(event);
+                    session.event(event.clone());
                 }
             });
         }

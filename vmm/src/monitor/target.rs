@@ -8,16 +8,21 @@ use hvrun_arch::aarch64::layout::Window;
 use hvrun_devices::Bus;
 use hvrun_devices::backend::disk::{BlockBackend, Disk, ImageFormat};
 use hvrun_devices::backend::net::user::{HostForward, Protocol, UserNetHandle};
-use hvrun_devices::pci::PciHost;
+use hvrun_devices::pci::{PciHost, SlotState};
 use hvrun_devices::virtio::net::Net;
 
 use crate::config::MachineConfig;
+use crate::hotplug::{PlugError, PlugParser, PlugRequest, Plugged};
 use crate::running::{MachineControl, RunState};
 
 /// A function on the PCI bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PciDevice {
+    /// Its bus as the guest has numbered it.
+    pub(crate) bus: u8,
     pub(crate) slot: u8,
+    /// The place on the first bus of the root port that it is behind.
+    pub(crate) behind: Option<u8>,
     pub(crate) name: String,
     /// Its configuration space.
     pub(crate) registers: Vec<u8>,
@@ -83,7 +88,12 @@ pub(crate) trait Target: Send + Sync {
     fn disks(&self) -> Vec<DiskFacts>;
     /// Name and window of every device on the bus.
     fn memory_map(&self) -> Vec<(String, Window)>;
+    /// Those on the first bus, then those behind its ports.
     fn pci(&self) -> Vec<PciDevice>;
+    /// Plugs in or pulls out.
+    fn plug(&self, request: PlugRequest) -> Result<(), PlugError>;
+    /// What is in slots, and waits for one.
+    fn plugged(&self) -> Plugged;
 }
 
 /// What a [`Remote`] is made of.
@@ -94,6 +104,7 @@ pub(crate) struct Parts {
     pub(crate) bus: Weak<Bus>,
     pub(crate) pci: Weak<PciHost>,
     pub(crate) disks: Vec<Weak<Disk>>,
+    pub(crate) plug_parser: Option<Arc<dyn PlugParser>>,
 }
 
 /// A machine, from outside. Like [`MachineControl`], it does not keep it alive.
@@ -109,8 +120,11 @@ impl Remote {
         self.0.control.net(name).or_else(|| {
             let of_netdev =
                 |net: &hvrun_devices::virtio::net::NetConfig| net.common.netdev.as_deref() == Some(name);
-            let index = self.0.config.nets.iter().position(of_netdev)?;
-            self.0.control.nets().into_iter().nth(index)
+            if let Some(index) = self.0.config.nets.iter().position(of_netdev) {
+                return self.0.control.nets().into_iter().nth(index);
+            }
+            let card = self.plugged().nets.into_iter().find(|card| card.netdev == name)?;
+            self.0.control.net(&card.id)
         })
     }
 
@@ -124,10 +138,19 @@ impl Remote {
     }
 }
 
-/// An error with its cause.
+/// An error with its causes, in one line.
+pub(super) fn with_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
 fn failed(error: impl std::error::Error) -> ForwardError {
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    ForwardError::Failed(format!("{error}{cause}"))
+    ForwardError::Failed(with_cause(&error))
 }
 
 impl std::fmt::Debug for Remote {
@@ -228,16 +251,27 @@ impl Target for Remote {
 
     fn pci(&self) -> Vec<PciDevice> {
         let Some(host) = self.0.pci.upgrade() else { return Vec::new() };
-        let names = host.functions();
-        let device = |slot: hvrun_devices::pci::SlotState| PciDevice {
-            name: names
-                .iter()
-                .find(|(at, _)| *at == slot.slot)
-                .map(|(_, name)| name.clone())
-                .unwrap_or_default(),
-            slot: slot.slot,
-            registers: slot.config.registers,
-        };
-        host.state().slots.into_iter().map(device).collect()
+        let (names, cards) = (host.functions(), host.cards());
+        let (mut first, mut behind) = (Vec::new(), Vec::new());
+        for SlotState { slot, config, card } in host.state().slots {
+            let name = names.iter().find(|(at, _)| *at == slot).map(|(_, name)| name.clone());
+            let name = name.unwrap_or_default();
+            first.push(PciDevice { bus: 0, slot, behind: None, name, registers: config.registers });
+            let known = cards.iter().find(|(at, ..)| *at == slot);
+            if let (Some(card), Some((_, bus, name))) = (card, known) {
+                let (bus, name, registers) = (*bus, name.clone(), card.registers);
+                behind.push(PciDevice { bus, slot: 0, behind: Some(slot), name, registers });
+            }
+        }
+        first.extend(behind);
+        first
+    }
+
+    fn plug(&self, request: PlugRequest) -> Result<(), PlugError> {
+        self.0.control.hotplug()?.perform(request, self.0.plug_parser.as_deref())
+    }
+
+    fn plugged(&self) -> Plugged {
+        self.0.control.hotplug().map(|hotplug| hotplug.plugged()).unwrap_or_default()
     }
 }

@@ -14,6 +14,7 @@ use hvrun_devices::backend::net::user::{HostForward, Protocol};
 use super::session::{Protocol as MonitorProtocol, Session, Sessions};
 use super::target::{DiskFacts, ForwardError, PciDevice, Target};
 use crate::config::MachineConfig;
+use crate::hotplug::{PlugError, PlugRequest, Plugged};
 use crate::running::RunState;
 
 /// Longer than anything here takes on a busy machine.
@@ -134,7 +135,19 @@ impl Target for FakeMachine {
         let mut registers = vec![0; 256];
         registers[..4].copy_from_slice(&[0xf4, 0x1a, 0x41, 0x10]);
         registers[0x0b] = 2;
-        vec![PciDevice { slot: 1, name: "net0".to_owned(), registers }]
+        vec![PciDevice { bus: 0, slot: 1, behind: None, name: "net0".to_owned(), registers }]
+    }
+
+    fn plug(&self, request: PlugRequest) -> Result<(), PlugError> {
+        self.note(format!("{request:?}"));
+        match request {
+            PlugRequest::RemoveDevice(id) => Err(PlugError::NoDevice(id)),
+            _ => Ok(()),
+        }
+    }
+
+    fn plugged(&self) -> Plugged {
+        Plugged::default()
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use hvrun_devices::backend::net::user::HostForward;
 
+use super::super::hotplug;
 use super::super::target::{ForwardError, Target};
 use super::info;
 use super::words;
@@ -26,11 +27,11 @@ pub(in crate::monitor) enum Then {
 }
 
 impl Answer {
-    pub(super) fn text(text: impl Into<String>) -> Self {
+    pub(in crate::monitor) fn text(text: impl Into<String>) -> Self {
         Answer { text: text.into(), then: Then::Go }
     }
 
-    fn error(error: impl std::fmt::Display) -> Self {
+    pub(in crate::monitor) fn error(error: impl std::fmt::Display) -> Self {
         Answer::text(format!("Error: {error}\n"))
     }
 }
@@ -64,6 +65,22 @@ static COMMANDS: &[Command] = &[
         target.resume();
         Answer::text("")
     }),
+    command(
+        &["device_add"],
+        "driver[,prop=value][,...]",
+        "add device, like -device on the command line",
+        (1, 1),
+        hotplug::device_add,
+    ),
+    command(&["device_del"], "device", "remove device", (1, 1), hotplug::device_del),
+    command(
+        &["drive_add"],
+        "[-n] [[<domain>:]<bus>:]<slot> [file=file][,if=type][,readonly=on|off]...",
+        "add drive, to be used by device_add",
+        (2, 3),
+        hotplug::drive_add,
+    ),
+    command(&["drive_del"], "device", "remove host block device", (1, 1), hotplug::drive_del),
     command(&["help", "?"], "[cmd]", "show the help", (0, 2), help),
     command(
         &["hostfwd_add"],
@@ -80,6 +97,14 @@ static COMMANDS: &[Command] = &[
         hostfwd_remove,
     ),
     command(&["info"], "[subcommand]", "show various information about the system state", (0, 2), info),
+    command(
+        &["netdev_add"],
+        "[user|tap|socket|stream|dgram|vde],id=str[,prop=value][,...]",
+        "add host network device",
+        (1, 1),
+        hotplug::netdev_add,
+    ),
+    command(&["netdev_del"], "id", "remove host network device", (1, 1), hotplug::netdev_del),
     command(&["quit", "q"], "", "quit the emulator", (0, 0), |_, _| Answer {
         text: String::new(),
         then: Then::Quit,
@@ -102,7 +127,7 @@ static COMMANDS: &[Command] = &[
 const NO_DISPLAY: &str = "There is no display";
 const NO_KEYBOARD: &str = "There is no keyboard";
 const NO_MOUSE: &str = "There is no mouse";
-const NO_HOTPLUG: &str = "devices cannot be added to or taken from a running machine yet";
+const NO_HOTPLUG: &str = "only disks and network cards can be added to or taken from a running machine";
 const NO_MEDIA: &str = "a disk cannot be changed while the machine runs yet";
 const NO_SNAPSHOT: &str = "snapshots of a machine are not there yet";
 const NO_PEEKING: &str = "the guest's memory cannot be shown yet";
@@ -114,10 +139,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("chardev-add", NO_HOTPLUG),
     ("chardev-remove", NO_HOTPLUG),
     ("delvm", NO_SNAPSHOT),
-    ("device_add", NO_HOTPLUG),
-    ("device_del", NO_HOTPLUG),
-    ("drive_add", NO_HOTPLUG),
-    ("drive_del", NO_HOTPLUG),
     ("eject", NO_MEDIA),
     ("gdbserver", "a debugger's server is not there yet"),
     ("loadvm", NO_SNAPSHOT),
@@ -125,8 +146,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("mouse_button", NO_MOUSE),
     ("mouse_move", NO_MOUSE),
     ("mouse_set", NO_MOUSE),
-    ("netdev_add", NO_HOTPLUG),
-    ("netdev_del", NO_HOTPLUG),
     ("nmi", "this machine has no non-maskable interrupt"),
     ("object_add", NO_HOTPLUG),
     ("object_del", NO_HOTPLUG),

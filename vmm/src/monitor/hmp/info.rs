@@ -4,11 +4,9 @@ use std::fmt::Write;
 
 use hvrun_arch::Accel;
 use hvrun_arch::aarch64::layout::RAM_BASE;
-use hvrun_devices::backend::disk::CacheMode;
-use hvrun_devices::virtio::net::NetBackendConfig;
 
-use super::super::QEMU_VERSION;
 use super::super::target::{PciDevice, Target};
+use super::super::{QEMU_VERSION, hotplug};
 use crate::config::{MonitorKind, MonitorPlace, Transport};
 use crate::running::RunState;
 
@@ -115,22 +113,11 @@ fn network(target: &dyn Target, _: Option<&str>) -> String {
         let down = if up { "" } else { ",link=down" };
         let id = net.id(index);
         add(&mut text, format_args!("{id}: index=0,type=nic,model={model},macaddr={mac}{down}"));
-        let behind = match &net.backend {
-            NetBackendConfig::User(user) => {
-                format!(
-                    "type=user,net={},restrict={}",
-                    user.net.address,
-                    if user.restrict { "on" } else { "off" }
-                )
-            }
-            NetBackendConfig::Vde(vde) => format!("type=vde,sock={}", vde.sock.display()),
-            NetBackendConfig::Socket(_) => "type=socket".to_owned(),
-            NetBackendConfig::Tap(tap) => format!("type=tap,ifname={}", tap.interface),
-            NetBackendConfig::Switch(switch) => format!("type=switch,name={}", switch.name),
-        };
+        let behind = hotplug::behind(&net.backend);
         let netdev = net.common.netdev.as_deref().unwrap_or(&id);
         add(&mut text, format_args!(" \\ {netdev}: index=0,{behind}"));
     }
+    hotplug::network(target, &mut text);
     text
 }
 
@@ -146,15 +133,12 @@ fn block(target: &dyn Target, _: Option<&str>) -> String {
     let mut text = String::new();
     for (index, (disk, facts)) in target.config().disks.iter().zip(target.disks()).enumerate() {
         let readonly = if facts.readonly { ", read-only" } else { "" };
-        let cache = match disk.cache {
-            CacheMode::Writeback => "writeback",
-            CacheMode::None => "writeback, direct",
-            CacheMode::Unsafe => "writeback, ignore flushes",
-        };
+        let cache = hotplug::cache(disk);
         let path = disk.path.display();
         add(&mut text, format_args!("virtio{index}: {path} ({}{readonly})", facts.format));
         add(&mut text, format_args!("    Cache mode:       {cache}"));
     }
+    hotplug::block(target, &mut text);
     text
 }
 
@@ -215,6 +199,7 @@ pub(in crate::monitor) fn class_name(class: u16) -> Option<&'static str> {
         0x0100 => "SCSI controller",
         0x0200 => "Ethernet controller",
         0x0600 => "Host bridge",
+        0x0604 => "PCI bridge",
         _ => return None,
     })
 }
@@ -225,7 +210,7 @@ fn pci(target: &dyn Target, _: Option<&str>) -> String {
         let class = class(&device);
         let (vendor, id) = ids(&device);
         let name = class_name(class).map_or_else(|| format!("Class {class:04}"), str::to_owned);
-        add(&mut text, format_args!("  Bus  0, device {:3}, function 0:", device.slot));
+        add(&mut text, format_args!("  Bus {:2}, device {:3}, function 0:", device.bus, device.slot));
         add(&mut text, format_args!("    {name}: PCI device {vendor:04x}:{id:04x}"));
         add(&mut text, format_args!("      id \"{}\"", device.name));
     }
@@ -241,8 +226,16 @@ fn qtree(target: &dyn Target, _: Option<&str>) -> String {
         );
     }
     add(&mut text, format_args!("bus: pcie.0\n  type PCIE"));
-    for device in target.pci() {
+    let devices = target.pci();
+    for device in devices.iter().filter(|device| device.behind.is_none()) {
         add(&mut text, format_args!("  dev: {}, id \"\"\n    addr = {:02x}.0", device.name, device.slot));
+        for card in devices.iter().filter(|card| card.behind == Some(device.slot)) {
+            add(&mut text, format_args!("    bus: {}\n      type PCIE", device.name));
+            add(
+                &mut text,
+                format_args!("      dev: {}, id \"\"\n        addr = {:02x}.0", card.name, card.slot),
+            );
+        }
     }
     text
 }

@@ -8,9 +8,15 @@ use super::QmpError;
 #[derive(Debug)]
 pub(super) struct Args(Map<String, Value>);
 
+/// For a command that knows its arguments better itself.
+pub(super) const ANY: &[&str] = &["*"];
+
 impl Args {
     /// The arguments of a command that takes `known`.
     pub(super) fn new(arguments: Map<String, Value>, known: &[&str]) -> Result<Self, QmpError> {
+        if known == ANY {
+            return Ok(Args(arguments));
+        }
         match arguments.keys().find(|name| !known.contains(&name.as_str())) {
             Some(name) => Err(QmpError::generic(format!("Parameter '{name}' is unexpected"))),
             None => Ok(Args(arguments)),
@@ -47,6 +53,11 @@ impl Args {
     /// A number that may be there.
     pub(super) fn integer(&mut self, name: &str) -> Result<Option<i64>, QmpError> {
         self.take(name, "integer", Value::as_i64)
+    }
+
+    /// All that is left.
+    pub(super) fn rest(&mut self) -> Map<String, Value> {
+        std::mem::take(&mut self.0)
     }
 
     /// Names that may be there.

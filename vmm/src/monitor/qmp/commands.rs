@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::hmp;
 use super::super::target::Target;
-use super::args::Args;
+use super::super::{hmp, hotplug};
+use super::args::{ANY, Args};
 use super::{NEGOTIATE, QmpError, query};
+use crate::hotplug::PlugRequest;
 
 /// What a command returns, and what happens behind its answer.
 #[derive(Debug, PartialEq)]
@@ -45,11 +46,19 @@ macro_rules! query {
 
 /// Every command but [`NEGOTIATE`], by name, with the names of its arguments.
 static COMMANDS: &[(&str, &[&str], Run)] = &[
+    ("blockdev-add", ANY, |target, args| plug(target, PlugRequest::AddNode(hotplug::said(args.rest())))),
+    ("blockdev-del", &["node-name"], |target, args| {
+        plug(target, PlugRequest::RemoveNode(args.string("node-name")?))
+    }),
     ("cont", &[], |target, _| {
         target.resume();
         Ok(Reply::empty(Then::Go))
     }),
+    ("device_add", ANY, |target, args| plug(target, PlugRequest::AddDevice(hotplug::said(args.rest())))),
+    ("device_del", &["id"], |target, args| plug(target, PlugRequest::RemoveDevice(device_id(args)?))),
     ("human-monitor-command", &["command-line", "cpu-index"], human_monitor_command),
+    ("netdev_add", ANY, |target, args| plug(target, PlugRequest::AddNetdev(hotplug::said(args.rest())))),
+    ("netdev_del", &["id"], |target, args| plug(target, PlugRequest::RemoveNetdev(args.string("id")?))),
     ("query-block", &[], query!(query::block)),
     ("query-chardev", &[], query!(query::chardev)),
     ("query-commands", &[], |_, _| Ok(Reply::of(names()))),
@@ -96,6 +105,19 @@ pub(super) fn negotiate(arguments: Map<String, Value>) -> Result<Reply, QmpError
         Some(name) => Err(QmpError::generic(format!("Capability '{name}' is not available"))),
         None => Ok(Reply::empty(Then::Go)),
     }
+}
+
+fn plug(target: &dyn Target, request: PlugRequest) -> Result<Reply, QmpError> {
+    match target.plug(request) {
+        Ok(()) => Ok(Reply::empty(Then::Go)),
+        Err(error) => Err(QmpError::plug(&error)),
+    }
+}
+
+/// A device by its id, or by its path, which ends in it.
+fn device_id(args: &mut Args) -> Result<String, QmpError> {
+    let id = args.string("id")?;
+    Ok(id.strip_prefix("/machine/peripheral/").map_or(id.clone(), str::to_owned))
 }
 
 fn set_link(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {

@@ -2,11 +2,11 @@
 //! every machine here.
 
 use hvrun_arch::Accel;
-use hvrun_devices::backend::disk::CacheMode;
+use hvrun_devices::backend::disk::{CacheMode, DiskConfig};
 use serde_json::{Value, json};
 
-use super::super::hmp;
-use super::super::target::Target;
+use super::super::target::{PciDevice, Target};
+use super::super::{hmp, hotplug};
 use crate::running::RunState;
 
 pub(super) fn status(target: &dyn Target) -> Value {
@@ -58,60 +58,65 @@ pub(super) fn chardev(target: &dyn Target) -> Value {
     Value::Array(hmp::chardevs(target).into_iter().map(one).collect())
 }
 
+/// What is in a disk.
+fn inserted(disk: &DiskConfig, format: &str, size: u64) -> Value {
+    let path = disk.path.display().to_string();
+    let image = json!({ "filename": path, "format": format, "virtual-size": size });
+    let cache = json!({
+        "writeback": true,
+        "direct": disk.cache == CacheMode::None,
+        "no-flush": disk.cache == CacheMode::Unsafe,
+    });
+    json!({
+        "file": path,
+        "ro": disk.readonly,
+        "drv": format,
+        "backing_file_depth": 0,
+        "encrypted": false,
+        "detect_zeroes": "off",
+        "bps": 0, "bps_rd": 0, "bps_wr": 0,
+        "iops": 0, "iops_rd": 0, "iops_wr": 0,
+        "image": image,
+        "cache": cache,
+        "write_threshold": 0,
+    })
+}
+
 pub(super) fn block(target: &dyn Target) -> Value {
     let mut all = Vec::new();
     for (index, (disk, facts)) in target.config().disks.iter().zip(target.disks()).enumerate() {
-        let path = disk.path.display().to_string();
-        let image = json!({ "filename": path, "format": facts.format, "virtual-size": facts.size });
-        let cache = json!({
-            "writeback": true,
-            "direct": disk.cache == CacheMode::None,
-            "no-flush": disk.cache == CacheMode::Unsafe,
-        });
-        let inserted = json!({
-            "file": path,
-            "ro": facts.readonly,
-            "drv": facts.format,
-            "backing_file_depth": 0,
-            "encrypted": false,
-            "detect_zeroes": "off",
-            "bps": 0, "bps_rd": 0, "bps_wr": 0,
-            "iops": 0, "iops_rd": 0, "iops_wr": 0,
-            "image": image,
-            "cache": cache,
-            "write_threshold": 0,
-        });
         all.push(json!({
             "device": format!("virtio{index}"),
             "type": "unknown",
             "removable": false,
             "locked": false,
             "io-status": "ok",
-            "inserted": inserted,
+            "inserted": inserted(disk, facts.format, facts.size),
         }));
     }
+    all.extend(hotplug::blocks(target, inserted));
     Value::Array(all)
 }
 
-pub(super) fn pci(target: &dyn Target) -> Value {
-    let mut devices = Vec::new();
-    for device in target.pci() {
-        let class = hmp::class(&device);
-        let (vendor, id) = hmp::ids(&device);
-        let mut class_info = json!({ "class": class });
-        if let (Some(object), Some(name)) = (class_info.as_object_mut(), hmp::class_name(class)) {
-            object.insert("desc".to_owned(), Value::String(name.to_owned()));
-        }
-        devices.push(json!({
-            "bus": 0,
-            "slot": device.slot,
-            "function": 0,
-            "class_info": class_info,
-            "id": { "device": id, "vendor": vendor },
-            "irq_pin": 1,
-            "qdev_id": device.name,
-            "regions": [],
-        }));
+fn pci_device(device: &PciDevice) -> Value {
+    let class = hmp::class(device);
+    let (vendor, id) = hmp::ids(device);
+    let mut class_info = json!({ "class": class });
+    if let (Some(object), Some(name)) = (class_info.as_object_mut(), hmp::class_name(class)) {
+        object.insert("desc".to_owned(), Value::String(name.to_owned()));
     }
-    json!([{ "bus": 0, "devices": devices }])
+    json!({
+        "bus": device.bus,
+        "slot": device.slot,
+        "function": 0,
+        "class_info": class_info,
+        "id": { "device": id, "vendor": vendor },
+        "irq_pin": 1,
+        "qdev_id": device.name,
+        "regions": [],
+    })
+}
+
+pub(super) fn pci(target: &dyn Target) -> Value {
+    json!([{ "bus": 0, "devices": hotplug::pci(&target.pci(), 0, pci_device) }])
 }
