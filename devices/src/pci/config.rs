@@ -424,11 +424,12 @@ impl ConfigSpace {
         ConfigState { registers: self.registers.to_vec() }
     }
 
-    /// Takes the writable bits out of `state`; the others are what the function was built with.
+    /// Takes the bits that a guest can change out of `state`; the others are what the function was built with.
     pub fn restore(&mut self, state: &ConfigState) {
         self.registers = self.initial;
-        let registers = self.registers.iter_mut();
-        for ((register, mask), new) in registers.zip(&self.writable).zip(&state.registers) {
+        let masks =
+            self.writable.iter().zip(&self.clearable).map(|(writable, clearable)| writable | clearable);
+        for ((register, mask), new) in self.registers.iter_mut().zip(masks).zip(&state.registers) {
             *register = (*register & !mask) | (new & mask);
         }
     }

@@ -153,11 +153,13 @@ impl RootPort {
         config.set(self.express + register as u16, &value.to_le_bytes());
     }
 
-    /// A card has come or gone: the guest hears of it.
+    /// A card has come or gone: the guest hears of it. Whoever puts one in presses the attention button as well (6.7.1.5): a driver may
+    /// take presence alone for an accident, and Linux does not ask for it where there is a button. With both, it does not wait.
     pub(super) fn set_present(&self, config: &mut ConfigSpace, present: bool) {
         let mut state = lock(&self.state);
         if std::mem::replace(&mut state.present, present) != present {
-            self.raise(config, express::PRESENCE_CHANGED);
+            let button = if present { express::BUTTON_PRESSED } else { 0 };
+            self.raise(config, express::PRESENCE_CHANGED | button);
         }
         self.refresh(config, &mut state);
     }
@@ -181,7 +183,12 @@ impl RootPort {
     pub(super) fn restored(&self, config: &mut ConfigSpace, present: bool) {
         let mut state = lock(&self.state);
         state.present = present;
+        let events = self.get(config, express::SLOT_STATUS) & express::EVENTS;
         self.refresh(config, &mut state);
+        // That the link is active is no news.
+        let status = self.get(config, express::SLOT_STATUS) & !express::EVENTS;
+        self.set(config, express::SLOT_STATUS, status | events);
+        self.interrupt(config, &mut state);
     }
 
     /// Somebody presses the attention button: would the guest please let go of the card.
