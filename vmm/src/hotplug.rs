@@ -233,8 +233,10 @@ impl Hotplug {
             PlugRequest::RemoveDevice(id) => self.remove_device(&id),
             PlugRequest::AddDrive(said) => {
                 let (id, disk) = parser()?.drive(&said).map_err(PlugError::Words)?;
+                let mut state = self.lock();
+                state.store.check_drive(&id)?;
                 let open = Disk::open(&disk)?;
-                self.lock().store.add_drive(&id, DriveKind::Drive, disk, Some(open))
+                state.store.add_drive(&id, DriveKind::Drive, disk, Some(open))
             }
             PlugRequest::RemoveDrive(id) => self.lock().store.remove_drive(&id),
             PlugRequest::AddNode(said) => {

@@ -87,6 +87,14 @@ impl Store {
         self.netdevs.iter_mut().find(|netdev| netdev.config.id == id)
     }
 
+    /// Whether an image may have this name.
+    pub(super) fn check_drive(&mut self, id: &str) -> Result<(), PlugError> {
+        match self.drive(id) {
+            Some(_) => Err(PlugError::Duplicate { id: id.to_owned(), what: "drive" }),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn add_drive(
         &mut self,
         id: &str,
@@ -94,12 +102,7 @@ impl Store {
         config: DiskConfig,
         open: Option<Arc<Disk>>,
     ) -> Result<(), PlugError> {
-        if self.drive(id).is_some() {
-            return Err(match kind {
-                DriveKind::Drive => PlugError::Duplicate { id: id.to_owned(), what: "drive" },
-                DriveKind::Node | DriveKind::File => PlugError::DuplicateNode(id.to_owned()),
-            });
-        }
+        self.check_drive(id)?;
         let mut drive =
             Drive { id: id.to_owned(), kind, config, open: None, size: 0, format: None, user: None };
         if let Some(open) = open {

@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
+use hvrun_vmm::virtio::net::Mac;
 use hvrun_vmm::{CardConfig, DriveConfig, MachineConfig, NetdevConfig, RootPortConfig};
 
 use super::Backends;
 use crate::qemu::drives::Interface;
 use crate::qemu::opts::{Opts, Refusal};
-use hvrun_vmm::virtio::net::Mac;
 
 /// What QEMU calls the first bus.
 pub const FIRST_BUS: &str = "pcie.0";
@@ -91,4 +91,83 @@ pub fn finish(ports: &mut [RootPortConfig], backends: &mut Backends, config: &mu
     config.spare_drives = spare.into_iter().map(|(id, drive)| DriveConfig { id, disk: drive.disk }).collect();
     let spare = backends.netdevs.spare(|_| true);
     config.spare_netdevs = spare.into_iter().map(|(id, backend)| NetdevConfig { id, backend }).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::qemu::{Action, parse};
+
+    fn config(line: &str) -> Result<MachineConfig, String> {
+        let line = format!("-nodefaults {line} -kernel Image");
+        match parse("qemu-system-aarch64", line.split_whitespace().map(OsString::from)) {
+            Ok(Action::Run { config, .. }) => Ok(config),
+            Ok(other) => panic!("{other:?}"),
+            Err(refusal) => Err(refusal.to_string()),
+        }
+    }
+
+    const PORTS: &str = "-device pcie-root-port,id=rp0,chassis=1,slot=2,port=0x10,bus=pcie.0,addr=0x5,multifunction=on -device pcie-root-port,id=rp1,chassis=2,addr=5.1";
+
+    #[test]
+    fn a_root_port_has_its_numbers_and_its_place() {
+        let config = config(PORTS).unwrap();
+        let expected =
+            RootPortConfig { chassis: 1, slot: 2, port: 16, addr: Some(5), ..RootPortConfig::new("rp0") };
+        assert_eq!(config.root_ports[0], expected);
+        assert_eq!(config.root_ports[1], RootPortConfig { chassis: 2, ..RootPortConfig::new("rp1") });
+        assert_eq!(config.validate().map_err(|error| error.to_string()), Ok(()));
+    }
+
+    #[test]
+    fn a_disk_and_a_card_behind_a_port_are_in_its_slot() {
+        let config = config(&format!(
+            "{PORTS} -drive if=none,id=d,file=/a -device virtio-blk-pci,id=x,drive=d,bus=rp0,serial=s -netdev user,id=n -device virtio-net-pci,netdev=n,bus=rp1"
+        ))
+        .unwrap();
+        assert!(config.disks.is_empty() && config.nets.is_empty());
+        let Some(CardConfig::Disk(disk)) = &config.root_ports[0].card else { panic!("{config:?}") };
+        assert_eq!((disk.id.as_deref(), disk.disk.serial.as_deref()), (Some("x"), Some("s")));
+        let Some(CardConfig::Net(net)) = &config.root_ports[1].card else { panic!("{config:?}") };
+        assert_eq!(net.common.mac, Some(Mac::of_card(0)));
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn what_no_device_uses_waits_for_one_if_there_is_a_slot() {
+        let backends = "-drive if=none,id=d,file=/a -netdev user,id=n";
+        let with = config(&format!("{PORTS} {backends}")).unwrap();
+        assert_eq!((with.spare_drives[0].id.as_str(), with.spare_netdevs[0].id.as_str()), ("d", "n"));
+        let without = config(backends).unwrap();
+        assert!(without.spare_drives.is_empty() && without.spare_netdevs.is_empty());
+    }
+
+    #[test]
+    fn a_bus_that_is_not_there_is_named_with_those_that_are() {
+        let disk = "-drive if=none,id=d,file=/a -device virtio-blk-pci,drive=d";
+        let error = config(&format!("{PORTS} {disk},bus=rp7")).unwrap_err();
+        assert!(error.contains("no bus 'rp7'") && error.contains("pcie.0"), "{error}");
+        assert_eq!(config(&format!("{disk},bus=pcie.0")).unwrap().disks.len(), 1);
+        let second = "-drive if=none,id=e,file=/b -device virtio-blk-pci,drive=e,bus=rp0";
+        let error = config(&format!("{PORTS} {disk},bus=rp0 {second}")).unwrap_err();
+        assert!(error.contains("'rp0' has its device"), "{error}");
+    }
+
+    #[test]
+    fn other_devices_behind_a_port_are_on_the_first_bus() {
+        let config = config(&format!("{PORTS} -device virtio-rng-pci,bus=rp0")).unwrap();
+        assert!(config.rng.is_some() && config.root_ports[0].card.is_none());
+    }
+
+    #[test]
+    fn a_root_port_needs_an_id_and_is_on_the_first_bus() {
+        assert!(config("-device pcie-root-port").unwrap_err().contains("id=ID is missing"));
+        assert!(
+            config(&format!("{PORTS} -device pcie-root-port,id=x,bus=rp0")).unwrap_err().contains("bus=rp0")
+        );
+        assert!(config("-device pcie-root-port,id=x,addr=0x20").unwrap_err().contains("addr=0x20"));
+    }
 }
