@@ -20,6 +20,7 @@ use hvrun_devices::virtio::net::{CommonOptions, Mac, Net, NetConfig};
 use hvrun_devices::virtio::pci::VirtioPci;
 
 use crate::config::{CardConfig, MachineConfig, NetdevConfig};
+use crate::devices::{Chassis, Devices};
 use crate::lifecycle::Lifecycle;
 use crate::running::MachineEvent;
 use crate::signals;
@@ -40,13 +41,26 @@ const NET_MODEL: &str = "virtio-net-pci";
 
 /// The machine around the slots.
 pub(crate) struct Surroundings {
-    pub(crate) pci: Arc<PciHost>,
-    pub(crate) memory: GuestMemory,
-    pub(crate) msi: Arc<MsiPort>,
-    pub(crate) fds: Option<Arc<dyn EventFds>>,
-    pub(crate) lifecycle: Arc<Lifecycle>,
+    pci: Arc<PciHost>,
+    memory: GuestMemory,
+    msi: Arc<MsiPort>,
+    fds: Option<Arc<dyn EventFds>>,
+    lifecycle: Arc<Lifecycle>,
     /// The network cards that stay.
-    pub(crate) nets: Vec<Weak<Net>>,
+    nets: Vec<Weak<Net>>,
+}
+
+impl Surroundings {
+    pub(crate) fn of(chassis: &Chassis<'_>, devices: &Devices, lifecycle: Arc<Lifecycle>) -> Self {
+        Surroundings {
+            pci: devices.pci.clone(),
+            memory: chassis.memory.clone(),
+            msi: chassis.msi.clone(),
+            fds: chassis.vm.event_fds(),
+            lifecycle,
+            nets: devices.virtio.nets.iter().map(Arc::downgrade).collect(),
+        }
+    }
 }
 
 /// What is in a slot when the machine starts, opened.

@@ -200,14 +200,7 @@ impl MachineBuilder {
         };
         let devices = Devices::new(&chassis, serial, virtio)?;
         let lifecycle = Arc::new(Lifecycle::new(config.cpus, config.lifecycle, boot));
-        let around = Surroundings {
-            pci: devices.pci.clone(),
-            memory: memory.clone(),
-            fds: vm.event_fds(),
-            msi,
-            lifecycle: lifecycle.clone(),
-            nets: devices.virtio.nets.iter().map(Arc::downgrade).collect(),
-        };
+        let around = Surroundings::of(&chassis, &devices, lifecycle.clone());
         let hotplug = Hotplug::new(around, &config, &devices.ports, cards)?;
         log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
         let inner = Inner {
@@ -223,11 +216,7 @@ impl MachineBuilder {
         };
         let control = MachineControl::new(&inner);
         if let Some(mux) = mux {
-            let control = control.clone();
-            mux.on_key(move |key| match key {
-                Key::Quit => control.stop(),
-                Key::Break => control.send_break(),
-            });
+            obey_keys(&mux, control.clone());
         }
         let remote = Remote::new(Parts {
             control: control.clone(),
@@ -253,6 +242,14 @@ fn share_serial(
     let mux = Mux::new(serial);
     monitors.put_on_serial(mux.monitor());
     (mux.serial(), Some(mux))
+}
+
+/// Does what is typed behind Ctrl-A.
+fn obey_keys(mux: &Mux, control: MachineControl) {
+    mux.on_key(move |key| match key {
+        Key::Quit => control.stop(),
+        Key::Break => control.send_break(),
+    });
 }
 
 impl fmt::Debug for MachineBuilder {
