@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use args::Action;
@@ -123,7 +124,8 @@ fn run(config: MachineConfig) -> Result<()> {
     signals::survive_file_size_limit().context("cannot handle SIGXFSZ")?;
     // Before the machine, so that no signal finds the terminal raw and nobody to restore it.
     let _signals = signals::watch(console.remote().clone()).context("cannot watch for signals")?;
-    let machine = console.connect(config)?.build()?;
+    let builder = console.connect(config)?.plug_parser(Arc::new(qemu::Parser));
+    let machine = builder.build()?;
     console.remote().attach(machine.control());
     let raw = console.enter_raw_mode()?;
     let end = machine.start()?.wait();

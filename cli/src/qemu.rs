@@ -14,6 +14,7 @@ mod nearest;
 mod nets;
 mod objects;
 mod opts;
+mod plug;
 mod readconfig;
 mod registry;
 mod shares;
@@ -32,6 +33,7 @@ use self::command::Command;
 use self::devices::Backends;
 use self::objects::Objects;
 pub use self::opts::Refusal;
+pub use self::plug::Parser;
 use self::table::Id;
 
 /// What a program that is called by one of QEMU's names shall be.

@@ -1,5 +1,5 @@
-//! PCI: the host bridge ([`PciHost`]), what is plugged into it ([`PciFunction`]), configuration space, BARs, MSI-X and INTx.
-//! Not virtio, and no bridges: one bus of conventional functions behind an ECAM window.
+//! PCI: the host bridge ([`PciHost`]), what is plugged into it ([`PciFunction`]), configuration space, BARs, MSI-X and INTx, and root
+//! ports with a slot for a card that comes and goes ([`RootPort`]). Not virtio, and no other bridges.
 //!
 //! Lock order, outermost first: the host's (configuration space and where BARs are), a function's own, then the leaves
 //! (MSI-X, INTx lines, doorbells, the address map). A function never calls the host.
@@ -9,14 +9,16 @@ pub mod host;
 pub mod intx;
 pub mod msi;
 pub mod msix;
+pub mod root_port;
 
 use std::sync::Arc;
 
 pub use config::{Bar, BarKind, Command, ConfigSpace, ConfigState, Identity};
-pub use host::{PciError, PciHost, PciHostState, SlotState};
+pub use host::{Ejected, PciError, PciHost, PciHostState, SlotState};
 pub use intx::IntxPin;
 pub use msi::{MsiPort, MsiSink};
 pub use msix::{Msix, MsixState};
+pub use root_port::RootPort;
 
 /// A device (its function 0) behind the host bridge. Calls come from any vCPU's thread, several at once; a function keeps its
 /// own locks. What the guest writes may be anything.

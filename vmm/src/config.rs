@@ -1,6 +1,8 @@
 //! The one description of a machine: plain data that every front door produces, and its validation.
 //! It opens no file; what only the host can tell is found out by [`crate::MachineBuilder::build`].
 
+mod hotplug;
+
 use std::collections::HashSet;
 use std::path::PathBuf;
 
@@ -16,6 +18,8 @@ use hvrun_devices::virtio::net::NetConfig;
 use hvrun_devices::virtio::rng::RngConfig;
 use hvrun_devices::virtio::vhost_user::{VhostUserConfig, VhostUserConfigError, VhostUserDevice};
 use serde::{Deserialize, Serialize};
+
+pub use hotplug::{CardConfig, DiskCardConfig, DriveConfig, MAX_ROOT_PORTS, NetdevConfig, RootPortConfig};
 
 use crate::ram::MemoryBacking;
 use crate::size::MemorySize;
@@ -93,6 +97,15 @@ pub struct MachineConfig {
     /// What carries the virtio devices.
     #[serde(default)]
     pub transport: Transport,
+    /// Slots for disks and network cards that come and go while the machine runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub root_ports: Vec<RootPortConfig>,
+    /// Images for disks that come later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spare_drives: Vec<DriveConfig>,
+    /// Networks for cards that come later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spare_netdevs: Vec<NetdevConfig>,
     /// What happens when the guest asks for something to happen to the machine.
     #[serde(default)]
     pub lifecycle: LifecycleConfig,
@@ -289,6 +302,20 @@ pub enum ConfigError {
         /// How many it can carry.
         most: u32,
     },
+    /// More root ports than there are buses.
+    #[error("{0} root ports are too many; a machine has at most {MAX_ROOT_PORTS}")]
+    TooManyRootPorts(usize),
+    /// A root port that cannot be.
+    #[error("root port {id}: {why}")]
+    RootPort {
+        /// Which one.
+        id: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Two devices that nobody could tell apart.
+    #[error("two devices have the id {0:?}; give one of them another")]
+    DeviceId(String),
     /// An empty list of accelerators.
     #[error("accel: no accelerator is named; the accelerators are hvf, kvm and soft")]
     NoAccel,
@@ -377,6 +404,9 @@ impl MachineConfig {
             rng: default_rng(),
             balloon: None,
             transport: Transport::default(),
+            root_ports: Vec::new(),
+            spare_drives: Vec::new(),
+            spare_netdevs: Vec::new(),
             lifecycle: LifecycleConfig::default(),
         }
     }
@@ -456,6 +486,7 @@ impl MachineConfig {
         {
             return Err(ConfigError::NetId(id));
         }
+        hotplug::validate(&self.root_ports)?;
         console::validate(&self.consoles, &self.ports)
             .map_err(|error| ConfigError::Console(error.to_string()))?;
         if self.places().filter(|to| **to == ChardevConfig::Stdio).count() > 1 {

@@ -14,7 +14,7 @@ use hvrun_devices::backend::chardev::StdioStreams;
 use hvrun_devices::backend::disk::{Disk, DiskConfig, ErrorAction};
 use hvrun_devices::backend::ninep::Share;
 use hvrun_devices::irq::EdgeIrq;
-use hvrun_devices::pci::{MsiPort, PciHost};
+use hvrun_devices::pci::{MsiPort, PciHost, RootPort};
 use hvrun_devices::virtio::VirtioDevice;
 use hvrun_devices::virtio::balloon::{Balloon, BalloonConfig, HostPages};
 use hvrun_devices::virtio::block::VirtioBlock;
@@ -22,12 +22,12 @@ use hvrun_devices::virtio::console::Console;
 use hvrun_devices::virtio::fs9p::Fs9p;
 use hvrun_devices::virtio::mmio::VirtioMmio;
 use hvrun_devices::virtio::net::Net;
-use hvrun_devices::virtio::pci::VirtioPci;
+use hvrun_devices::virtio::pci::{VirtioPci, VirtioPciError};
 use hvrun_devices::virtio::rng::Rng;
 use hvrun_devices::virtio::vhost_user::VhostUser;
 use hvrun_devices::{Bus, IrqLine, Pl011, Pl031, Pl061};
 
-use crate::config::{MachineConfig, Transport};
+use crate::config::{MachineConfig, RootPortConfig, Transport};
 use crate::lifecycle::Lifecycle;
 use crate::machine::BuildError;
 use crate::running::{BlockNames, MachineEvent, RunState};
@@ -38,6 +38,8 @@ pub(crate) struct Devices {
     pub(crate) uart: Arc<Pl011>,
     pub(crate) gpio: Arc<Pl061>,
     pub(crate) pci: Arc<PciHost>,
+    /// Where the root ports are on the bus, in their order.
+    pub(crate) ports: Vec<u8>,
     pub(crate) virtio: Virtio,
 }
 
@@ -67,12 +69,21 @@ impl Drive {
     /// The disk `config`, which has `index` others before it, opened.
     pub(crate) fn open(config: &DiskConfig, index: usize) -> Result<Arc<Drive>, BuildError> {
         let failed = |source| BuildError::DiskThreads { path: config.path.clone(), source };
-        let disk = Disk::open(config)?;
-        let device = Arc::new(VirtioBlock::for_disk(disk.clone()).map_err(failed)?);
         // QEMU's names for those without.
         let drive = config.id.clone().unwrap_or_else(|| format!("virtio{index}"));
-        let names = BlockNames { drive, node: format!("#block{index:03}") };
+        let names = BlockNames { drive, node: Drive::node(index) };
+        Drive::of(Disk::open(config)?, names).map_err(failed)
+    }
+
+    /// An image with a device in front of it.
+    pub(crate) fn of(disk: Arc<Disk>, names: BlockNames) -> std::io::Result<Arc<Drive>> {
+        let device = Arc::new(VirtioBlock::for_disk(disk.clone())?);
         Ok(Arc::new(Drive { names, disk, device }))
+    }
+
+    /// What stands for the name of the disk's node that has so many others before it.
+    pub(crate) fn node(index: usize) -> String {
+        format!("#block{index:03}")
     }
 
     /// Has the machine hear of the disk's errors, and stop where that is the disk's policy.
@@ -94,6 +105,8 @@ pub(crate) struct Chassis<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) memory: &'a GuestMemory,
     pub(crate) transport: Transport,
+    pub(crate) msi: &'a Arc<MsiPort>,
+    pub(crate) ports: &'a [RootPortConfig],
 }
 
 impl Devices {
@@ -113,11 +126,16 @@ impl Devices {
         bus.insert(layout.gpio, gpio.clone())?;
         // The bridge is in the device tree whatever carries the devices.
         let pci = PciHost::new(&bus, &chassis.vm.irq_chip(), layout)?;
+        // Those that must be somewhere come first, all others behind the devices, whose places do not depend on them then.
+        let mut ports = vec![None; chassis.ports.len()];
+        plug_ports(chassis, &pci, &mut ports, |port| port.addr.is_some())?;
         match chassis.transport {
             Transport::Mmio => insert_mmio(chassis, &bus, &virtio.all)?,
             Transport::Pci => plug(chassis, &pci, &virtio.all)?,
         }
-        Ok(Devices { bus, uart, gpio, pci, virtio })
+        plug_ports(chassis, &pci, &mut ports, |port| port.addr.is_none())?;
+        let ports = ports.into_iter().flatten().collect();
+        Ok(Devices { bus, uart, gpio, pci, ports, virtio })
     }
 
     /// Waits until the last output of serial port and consoles has left, at most for `timeout` each. Says whether it has.
@@ -180,10 +198,25 @@ pub(crate) fn open_balloon(
 /// One PCI slot a device, from the first behind the host bridge on.
 fn plug(chassis: &Chassis<'_>, host: &PciHost, virtio: &[Arc<dyn VirtioDevice>]) -> Result<(), BuildError> {
     let fds = chassis.vm.event_fds();
-    let msi = Arc::new(MsiPort::new(chassis.vm.irq_chip(), fds.clone(), chassis.layout.gic_v2m));
     for device in virtio {
-        let function = VirtioPci::new(device.clone(), chassis.memory.clone(), msi.clone(), fds.clone())?;
+        let msi = chassis.msi.clone();
+        let function = VirtioPci::new(device.clone(), chassis.memory.clone(), msi, fds.clone())?;
         host.plug(Arc::new(function))?;
+    }
+    Ok(())
+}
+
+/// Puts those root ports on the bus that `which` chooses, and notes their places.
+fn plug_ports(
+    chassis: &Chassis<'_>,
+    host: &PciHost,
+    places: &mut [Option<u8>],
+    which: impl Fn(&RootPortConfig) -> bool,
+) -> Result<(), BuildError> {
+    for (config, place) in chassis.ports.iter().zip(places).filter(|(config, _)| which(config)) {
+        let port = RootPort::new(&config.id, config.slot, config.port, chassis.msi.clone());
+        let port = port.map_err(VirtioPciError::Layout)?;
+        *place = Some(host.plug_port(config.addr, Arc::new(port))?);
     }
     Ok(())
 }

@@ -20,6 +20,7 @@
 //! `examples/embed.rs` hands in its own serial back-end and reads what the guest prints.
 
 pub mod config;
+pub mod hotplug;
 pub mod machine;
 pub mod running;
 pub mod size;
@@ -33,9 +34,10 @@ mod sys;
 mod vcpu;
 
 pub use config::{
-    ConfigError, LifecycleConfig, MachineConfig, MonitorConfig, MonitorKind, MonitorPlace, Transport,
-    parse_accels,
+    CardConfig, ConfigError, DiskCardConfig, DriveConfig, LifecycleConfig, MachineConfig, MonitorConfig,
+    MonitorKind, MonitorPlace, NetdevConfig, RootPortConfig, Transport, parse_accels,
 };
+pub use hotplug::{PlugError, PlugParser};
 pub use hvrun_arch::{Accel, GicChoice, Hypervisor, HypervisorError};
 pub use hvrun_boot::BootError;
 pub use hvrun_devices::backend::chardev as serial;

@@ -14,7 +14,7 @@ use hvrun_devices::BusError;
 use hvrun_devices::backend::chardev::{self, CharBackend, ChardevError, StdioStreams};
 use hvrun_devices::backend::disk::DiskError;
 use hvrun_devices::backend::ninep::ShareError;
-use hvrun_devices::pci::PciError;
+use hvrun_devices::pci::{MsiPort, PciError};
 use hvrun_devices::virtio::VirtioDevice;
 use hvrun_devices::virtio::console::ConsoleError;
 use hvrun_devices::virtio::net::NetError;
@@ -23,6 +23,7 @@ use hvrun_devices::virtio::vhost_user::VhostUserError;
 
 use crate::config::{AddressSpace, ConfigError, MachineConfig, Transport};
 use crate::devices::{self, Chassis, Devices};
+use crate::hotplug::{self, Hotplug, PlugError, PlugParser, Surroundings};
 use crate::lifecycle::Lifecycle;
 use crate::monitor::{Key, Monitors, Mux, Parts, Remote, Sessions};
 use crate::ram::{self, RamError};
@@ -82,6 +83,9 @@ pub enum BuildError {
     /// The PCI bus has no place left.
     #[error(transparent)]
     Pci(#[from] PciError),
+    /// What is in a slot, or waits for one, cannot be used.
+    #[error(transparent)]
+    Plug(#[from] PlugError),
     /// Two devices want the same addresses.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -94,12 +98,20 @@ pub struct MachineBuilder {
     stdio: Option<StdioStreams>,
     hypervisor: Option<Arc<dyn Hypervisor>>,
     virtio: Vec<Arc<dyn VirtioDevice>>,
+    plug_parser: Option<Arc<dyn PlugParser>>,
 }
 
 impl MachineBuilder {
     /// A machine by `config` alone.
     pub fn new(config: MachineConfig) -> Self {
-        MachineBuilder { config, serial: None, stdio: None, hypervisor: None, virtio: Vec::new() }
+        MachineBuilder {
+            config,
+            serial: None,
+            stdio: None,
+            hypervisor: None,
+            virtio: Vec::new(),
+            plug_parser: None,
+        }
     }
 
     /// Connects the serial port to `backend`, whatever [`MachineConfig::serial`] says.
@@ -130,19 +142,27 @@ impl MachineBuilder {
         self
     }
 
+    /// Who understands what monitors say of devices that shall be plugged in. Without it, they cannot say anything of that.
+    #[must_use]
+    pub fn plug_parser(mut self, parser: Arc<dyn PlugParser>) -> Self {
+        self.plug_parser = Some(parser);
+        self
+    }
+
     /// Makes the machine. Threads that come into being block all asynchronous signals.
     pub fn build(self) -> Result<Machine, BuildError> {
         signals::blocked(|| self.build_inner())
     }
 
     fn build_inner(self) -> Result<Machine, BuildError> {
-        let MachineBuilder { config, serial, mut stdio, hypervisor, virtio: others } = self;
+        let MachineBuilder { config, serial, mut stdio, hypervisor, virtio: others, plug_parser } = self;
         config.validate()?;
         let mut boot_config = boot_config(&config)?;
         // Before anything connects to a socket: whoever accepts that may connect to these at once.
         let mut monitors = Monitors::listen(&config).map_err(BuildError::Monitor)?;
         let mut virtio = devices::open_virtio(&config, &mut stdio)?;
         virtio.all.extend(others);
+        let cards = hotplug::open_cards(&config)?;
         if config.transport == Transport::Mmio {
             boot_config.virtio_mmio_slots =
                 mmio_slots(virtio.all.len() + usize::from(config.balloon.is_some()))?;
@@ -175,17 +195,27 @@ impl MachineBuilder {
             virtio.all.push(balloon.clone());
             virtio.balloon = Some(balloon);
         }
-        let chassis =
-            Chassis { vm: vm.as_ref(), layout: &layout, memory: &memory, transport: config.transport };
+        let msi = Arc::new(MsiPort::new(vm.irq_chip(), vm.event_fds(), layout.gic_v2m));
+        let chassis = Chassis {
+            vm: vm.as_ref(),
+            layout: &layout,
+            memory: &memory,
+            transport: config.transport,
+            msi: &msi,
+            ports: &config.root_ports,
+        };
         let devices = Devices::new(&chassis, serial, virtio)?;
-        log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
         let lifecycle = Arc::new(Lifecycle::new(config.cpus, config.lifecycle, boot));
+        let around = Surroundings::of(&chassis, &devices, lifecycle.clone());
+        let hotplug = Hotplug::new(around, &config, &devices.ports, cards)?;
+        log::info!("{} CPUs, {} of memory, accelerator {accel}", config.cpus, config.memory);
         devices.virtio.drives.iter().for_each(|drive| drive.stop_on_errors(&lifecycle));
         let inner = Inner {
             cpus: config.cpus,
             lifecycle,
             vm,
             devices,
+            hotplug,
             memory,
             layout,
             boot: boot_config,
@@ -193,11 +223,7 @@ impl MachineBuilder {
         };
         let control = MachineControl::new(&inner);
         if let Some(mux) = mux {
-            let control = control.clone();
-            mux.on_key(move |key| match key {
-                Key::Quit => control.stop(),
-                Key::Break => control.send_break(),
-            });
+            obey_keys(&mux, control.clone());
         }
         let remote = Remote::new(Parts {
             control: control.clone(),
@@ -208,6 +234,7 @@ impl MachineBuilder {
             drives: inner.devices.virtio.drives.iter().map(Arc::downgrade).collect(),
             balloon: inner.devices.virtio.balloon.as_ref().map(Arc::downgrade),
             memory: inner.memory.clone(),
+            plug_parser,
         });
         Ok(Machine { inner: Arc::new(inner), monitors, remote })
     }
@@ -226,6 +253,14 @@ fn share_serial(
     (mux.serial(), Some(mux))
 }
 
+/// Does what is typed behind Ctrl-A.
+fn obey_keys(mux: &Mux, control: MachineControl) {
+    mux.on_key(move |key| match key {
+        Key::Quit => control.stop(),
+        Key::Break => control.send_break(),
+    });
+}
+
 impl fmt::Debug for MachineBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MachineBuilder")
@@ -234,6 +269,7 @@ impl fmt::Debug for MachineBuilder {
             .field("stdio", &self.stdio)
             .field("hypervisor", &self.hypervisor)
             .field("virtio", &self.virtio)
+            .field("plug_parser", &self.plug_parser)
             .finish()
     }
 }
@@ -299,6 +335,7 @@ pub(crate) struct Inner {
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) vm: Arc<dyn Vm>,
     pub(crate) devices: Devices,
+    pub(crate) hotplug: Arc<Hotplug>,
     memory: GuestMemory,
     layout: Layout,
     boot: BootConfig,

@@ -9,6 +9,7 @@
 //! begin when the machine starts ([`Monitors::start`]).
 
 mod hmp;
+mod hotplug;
 mod mux;
 mod names;
 mod outbox;

@@ -14,6 +14,8 @@ use hvrun_devices::virtio::block::IoError;
 use hvrun_devices::virtio::net::Net;
 use hvrun_devices::{Pl011, Pl061};
 
+use crate::config::CardConfig;
+use crate::hotplug::{Hotplug, PlugError};
 use crate::lifecycle::Lifecycle;
 use crate::machine::Inner;
 use crate::ram::RamError;
@@ -95,6 +97,13 @@ pub enum MachineEvent {
         disk: BlockNames,
         /// What happened, and what becomes of the request.
         error: IoError,
+    },
+    /// The guest has let go of a device, which is gone.
+    DeviceDeleted {
+        /// What it was called, if anything.
+        device: Option<String>,
+        /// What monitors call it in any case.
+        path: String,
     },
 }
 
@@ -235,6 +244,7 @@ pub struct MachineControl {
     uart: Weak<Pl011>,
     gpio: Weak<Pl061>,
     nets: Vec<Weak<Net>>,
+    hotplug: Weak<Hotplug>,
 }
 
 impl MachineControl {
@@ -244,6 +254,7 @@ impl MachineControl {
             uart: Arc::downgrade(&inner.devices.uart),
             gpio: Arc::downgrade(&inner.devices.gpio),
             nets: inner.devices.virtio.nets.iter().map(Arc::downgrade).collect(),
+            hotplug: Arc::downgrade(&inner.hotplug),
         }
     }
 
@@ -317,14 +328,38 @@ impl MachineControl {
         }
     }
 
-    /// The network cards, in their order. Who keeps one keeps what is behind it, too.
+    /// The network cards, in their order, those in slots last. Who keeps one keeps what is behind it, too.
     pub fn nets(&self) -> Vec<Arc<Net>> {
-        self.nets.iter().filter_map(Weak::upgrade).collect()
+        let plugged = self.hotplug.upgrade().map(|hotplug| hotplug.nets()).unwrap_or_default();
+        self.nets.iter().filter_map(Weak::upgrade).chain(plugged).collect()
     }
 
     /// The network card called `id`: its link, its traffic. Who keeps it keeps what is behind it, too.
     pub fn net(&self, id: &str) -> Option<Arc<Net>> {
-        self.nets.iter().filter_map(Weak::upgrade).find(|net| net.id() == id)
+        self.nets().into_iter().find(|net| net.id() == id)
+    }
+
+    /// Plugs `card` into the slot of the root port called `port`. The guest hears of it at once, and uses it when it likes.
+    ///
+    /// # Errors
+    /// There is no such port, something is in its slot, the card's name is taken, or what is behind it cannot be opened.
+    pub fn plug(&self, port: &str, card: &CardConfig) -> Result<(), PlugError> {
+        self.hotplug()?.plug(port, card)
+    }
+
+    /// Asks the guest to let go of the card called `id`: its attention button is pressed. [`MachineEvent::DeviceDeleted`] says when it has
+    /// done so, and what was behind the card is closed. (Linux gives people five seconds to think again.) A reset of the machine does it,
+    /// too.
+    ///
+    /// # Errors
+    /// There is no such card, it is not in a slot, or the guest was asked less than five seconds ago.
+    pub fn unplug(&self, id: &str) -> Result<(), PlugError> {
+        self.hotplug()?.remove_device(id)
+    }
+
+    /// The machine's slots.
+    pub(crate) fn hotplug(&self) -> Result<Arc<Hotplug>, PlugError> {
+        self.hotplug.upgrade().ok_or(PlugError::Ended)
     }
 
     /// Whether the machine has ended.

@@ -1,18 +1,22 @@
 //! `-device`: the devices there are, which properties they have, and what they take from where. They become parts of the machine in
 //! the order in which QEMU would make them, because that is the order in which a guest counts its disks, cards and consoles.
 
+mod ports;
+pub mod properties;
 mod table;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use hvrun_vmm::hotplug::NetProperties;
 use hvrun_vmm::virtio::balloon::BalloonConfig;
 use hvrun_vmm::virtio::console::{ConsoleConfig, PortConfig};
+use hvrun_vmm::virtio::net::{CommonOptions, NetConfig};
 use hvrun_vmm::virtio::rng::RngConfig;
 use hvrun_vmm::virtio::vhost_user::{FsConfig, VhostUserConfig, VhostUserDevice};
-use hvrun_vmm::{MachineConfig, Transport};
+use hvrun_vmm::{CardConfig, DiskCardConfig, MachineConfig, RootPortConfig, Transport};
 
-use self::table::{Bus, Kind};
+use self::table::{Bus, Spec};
 use super::chardevs::Chardevs;
 use super::command::Command;
 use super::drives::{Drive, Interface};
@@ -26,25 +30,7 @@ use hvrun_vmm::disk::DiskConfig;
 use hvrun_vmm::ninep::ShareConfig;
 use hvrun_vmm::virtio::net::NetBackendConfig;
 
-pub use self::table::{help, is_known};
-
-/// Properties of whatever is on PCI or virtio-mmio that make no difference here. The guest sees modern devices, in their order.
-const PLACE: [&str; 14] = [
-    "bus",
-    "addr",
-    "multifunction",
-    "romfile",
-    "rombar",
-    "romsize",
-    "vectors",
-    "ioeventfd",
-    "event_idx",
-    "indirect_desc",
-    "acpi-index",
-    "failover_pair_id",
-    "page-per-vq",
-    "any_layout",
-];
+pub use self::table::{Kind, help, hotplug, is_known};
 
 /// What devices take.
 #[derive(Debug)]
@@ -73,7 +59,22 @@ struct Made {
     transport: Option<(Transport, String)>,
     ids: HashSet<String>,
     boot_indices: HashSet<u64>,
+    root_ports: Vec<RootPortConfig>,
+    /// The ids of other bridges, which are not there: what is behind them is on the first bus.
+    bridges: Vec<String>,
 }
+
+/// What a device is plugged into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The first bus.
+    First,
+    /// The root port of this number.
+    Behind(usize),
+}
+
+/// A bridge that is accepted without effect.
+const PCI_BRIDGE: &str = "pcie-pci-bridge";
 
 /// Makes all devices; `legacy_cards` are the first of the network cards.
 pub fn make(
@@ -114,6 +115,8 @@ pub fn make(
     config.ports = made.ports;
     config.rng = made.rng;
     config.balloon = made.balloon;
+    ports::finish(&mut made.root_ports, backends, config);
+    config.root_ports = made.root_ports;
     Ok(())
 }
 
@@ -135,12 +138,20 @@ impl Made {
             Bus::Mmio => self.carried_by(Transport::Mmio, &opts)?,
             Bus::Other => {}
         }
+        let place = match bus {
+            Bus::Pci => self.place(&mut opts, spec)?,
+            Bus::Mmio => {
+                opts.without_effect(&["bus"]);
+                Place::First
+            }
+            Bus::Other => Place::First,
+        };
         if bus != Bus::Other {
-            place(&mut opts)?;
+            properties::place(&mut opts)?;
         }
         match spec.kind {
-            Kind::Block => self.block(&mut opts, &mut backends.drives, id)?,
-            Kind::Net => self.net(&mut opts, &mut backends.netdevs, id)?,
+            Kind::Block => self.block(&mut opts, &mut backends.drives, id, place)?,
+            Kind::Net => self.net(&mut opts, &mut backends.netdevs, id, place)?,
             Kind::SerialBus => {
                 opts.without_effect(&["max_ports", "emergency-write"]);
                 self.has_serial_bus = true;
@@ -152,13 +163,49 @@ impl Made {
             Kind::Share => self.share(&mut opts, &mut backends.fsdevs)?,
             Kind::VhostUserFs => self.vhost_user_fs(&mut opts, &mut backends.chardevs)?,
             Kind::VhostUserVsock => self.vhost_user_vsock(&mut opts, &mut backends.chardevs)?,
+            Kind::RootPort => self.root_ports.push(ports::root_port(&mut opts, id)?),
             Kind::WithoutEffect(why) => {
+                if spec.name == PCI_BRIDGE {
+                    self.bridges.extend(id);
+                }
                 log::debug!("{}: makes no difference here: {why}", opts.source());
                 opts.without_effect(spec.properties);
             }
             Kind::Refused(why) => return Err(opts.refuse(format_args!("'{driver}' is not supported: {why}"))),
         }
         opts.finish()
+    }
+
+    /// What a device is plugged into. What can come and go is where it is said to be; everything else is on the first bus, where a guest
+    /// finds it as well.
+    fn place(&self, opts: &mut Opts, spec: &Spec) -> Result<Place, Refusal> {
+        let Some(bus) = opts.text("bus")?.filter(|bus| bus != ports::FIRST_BUS) else {
+            return Ok(Place::First);
+        };
+        if self.bridges.contains(&bus) {
+            log::debug!("{}: it is on the first bus", opts.source());
+            return Ok(Place::First);
+        }
+        let Some(port) = self.root_ports.iter().position(|port| port.id == bus) else {
+            return Err(opts.refuse(format_args!(
+                "there is no bus '{bus}' yet; there is {}, and behind it those of '-device pcie-root-port,id=ID'",
+                ports::FIRST_BUS
+            )));
+        };
+        if !matches!(spec.kind, Kind::Block | Kind::Net) {
+            log::debug!("{}: it is on the first bus, and the slot of '{bus}' stays free", opts.source());
+            return Ok(Place::First);
+        }
+        match self.root_ports.get(port).and_then(|port| port.card.as_ref()) {
+            Some(_) => Err(opts.refuse(format_args!("the root port '{bus}' has its device; take another"))),
+            None => Ok(Place::Behind(port)),
+        }
+    }
+
+    fn fill(&mut self, port: usize, card: CardConfig) {
+        if let Some(port) = self.root_ports.get_mut(port) {
+            port.card = Some(card);
+        }
     }
 
     /// Remembers what carries the devices: all by the same.
@@ -179,62 +226,31 @@ impl Made {
         &mut self,
         opts: &mut Opts,
         drives: &mut Registry<Drive>,
-        device: Option<String>,
+        id: Option<String>,
+        place: Place,
     ) -> Result<(), Refusal> {
-        let Some(id) = opts.text("drive")? else {
-            return Err(opts.refuse("drive=ID is missing: a disk needs a '-drive if=none,id=ID,file=FILE'"));
-        };
-        let drive = drives.take(&id, opts)?.clone();
-        if drive.interface != Interface::None {
-            return Err(opts.refuse(format_args!("drive '{id}' makes a disk by itself; give it if=none")));
-        }
-        let mut disk = drive.disk;
-        disk.device = device;
-        if let Some(serial) = opts.text("serial")? {
-            disk.serial = Some(serial).filter(|serial| !serial.is_empty());
-        }
-        if let Some(queues) = opts.value("num-queues")? {
-            disk.queues = queues;
-        }
-        if let Some(discard) = opts.switch("discard")? {
-            disk.discard = discard;
-        }
-        if opts.switch("share-rw")? == Some(true) {
-            disk.lock = false;
-        }
+        let (drive_id, properties) = properties::disk(opts)?;
         if let Some(index) = opts.number("bootindex")?
             && !self.boot_indices.insert(index)
         {
             return Err(opts.refuse(format_args!("another device has bootindex={index}; choose another")));
         }
-        for key in ["logical_block_size", "physical_block_size"] {
-            opts.only(key, &["512"])?;
+        let drive = drives.take(&drive_id, opts)?.clone();
+        if drive.interface != Interface::None {
+            return Err(
+                opts.refuse(format_args!("drive '{drive_id}' makes a disk by itself; give it if=none"))
+            );
         }
-        for key in ["werror", "rerror"] {
-            if let Some(policy) = opts.value(key)? {
-                *if key == "werror" { &mut disk.werror } else { &mut disk.rerror } = policy;
+        let mut disk = drive.disk;
+        properties.apply(&mut disk);
+        disk.device.clone_from(&id);
+        match place {
+            Place::First => self.disks.push(disk),
+            Place::Behind(port) => {
+                let card = CardConfig::Disk(DiskCardConfig { id, drive: Some(drive_id), disk });
+                self.fill(port, card);
             }
         }
-        opts.only("scsi", &["off", "false"])?;
-        opts.without_effect(&[
-            "iothread",
-            "write-cache",
-            "config-wce",
-            "write-zeroes",
-            "queue-size",
-            "seg-max-adjust",
-            "request-merging",
-            "min_io_size",
-            "opt_io_size",
-            "discard_granularity",
-            "max-discard-sectors",
-            "max-write-zeroes-sectors",
-            "cyls",
-            "heads",
-            "secs",
-            "report-discard-granularity",
-        ]);
-        self.disks.push(disk);
         Ok(())
     }
 
@@ -243,57 +259,18 @@ impl Made {
         opts: &mut Opts,
         netdevs: &mut Registry<NetBackendConfig>,
         id: Option<String>,
+        place: Place,
     ) -> Result<(), Refusal> {
-        let Some(netdev) = opts.text("netdev")? else {
-            return Err(opts.refuse("netdev=ID is missing: a card needs a '-netdev TYPE,id=ID'"));
-        };
-        let mac = opts.value("mac")?;
-        let mtu = match opts.number("host_mtu")? {
-            None | Some(0) => None,
-            Some(mtu) => match u16::try_from(mtu) {
-                Ok(mtu) => Some(mtu),
-                Err(_) => return Err(opts.refuse(format_args!("host_mtu={mtu}: an MTU is at most 65535"))),
-            },
-        };
-        opts.only("failover", &["off"])?;
-        opts.without_effect(&[
-            "bootindex",
-            "mq",
-            "csum",
-            "gso",
-            "guest_csum",
-            "guest_tso4",
-            "guest_tso6",
-            "guest_ecn",
-            "guest_ufo",
-            "guest_uso4",
-            "guest_uso6",
-            "guest_announce",
-            "host_tso4",
-            "host_tso6",
-            "host_ecn",
-            "host_ufo",
-            "host_uso",
-            "mrg_rxbuf",
-            "status",
-            "ctrl_vq",
-            "ctrl_rx",
-            "ctrl_vlan",
-            "ctrl_rx_extra",
-            "ctrl_mac_addr",
-            "ctrl_guest_offloads",
-            "rx_queue_size",
-            "tx_queue_size",
-            "tx",
-            "x-txtimer",
-            "x-txburst",
-            "rss",
-            "hash",
-            "speed",
-            "duplex",
-        ]);
+        let NetProperties { netdev, mac, mtu } = properties::net(opts)?;
         let backend = netdevs.take(&netdev, opts)?.clone();
-        self.cards.push(Card { mac, mtu, id, netdev: Some(netdev), backend });
+        match place {
+            Place::First => self.cards.push(Card { mac, mtu, id, netdev: Some(netdev), backend }),
+            Place::Behind(port) => {
+                let common = CommonOptions { mac, mtu, dump: None, id, netdev: Some(netdev) };
+                let card = CardConfig::Net(NetConfig { common, backend });
+                self.fill(port, card);
+            }
+        }
         Ok(())
     }
 
@@ -429,15 +406,4 @@ fn back_end(opts: &mut Opts, chardevs: &mut Chardevs) -> Result<PathBuf, Refusal
             Err(opts.refuse("chardev=ID is missing: the device needs a '-chardev socket,id=ID,path=PATH'"))
         }
     }
-}
-
-/// Where a device is and how it is carried.
-fn place(opts: &mut Opts) -> Result<(), Refusal> {
-    opts.without_effect(&PLACE);
-    opts.only("disable-legacy", &["on", "off", "auto", "true", "false"])?;
-    opts.only("disable-modern", &["off", "false"])?;
-    for key in ["iommu_platform", "ats", "packed", "aer", "x-disable-pcie"] {
-        opts.only(key, &["off", "false"])?;
-    }
-    Ok(())
 }

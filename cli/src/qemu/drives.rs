@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use hvrun_vmm::disk::{DiskConfig, ErrorPolicy};
+use hvrun_vmm::disk::{CacheMode, DiskConfig, ErrorPolicy};
+use hvrun_vmm::hotplug::NodeRequest;
 
 use super::command::{Command, Given};
 use super::opts::{Opts, Refusal, boolean};
@@ -46,7 +47,7 @@ pub fn read(command: &Command) -> Result<Registry<Drive>, Refusal> {
     let mut places = Places::default();
     for given in &command.given {
         let (opts, drive, index) = match given.id {
-            Id::Drive => drive(given)?,
+            Id::Drive => drive(given.opts()?)?,
             Id::Image | Id::Cdrom => image(given)?,
             _ => continue,
         };
@@ -85,8 +86,78 @@ fn image(given: &Given) -> Result<(Opts, Drive, Option<u64>), Refusal> {
     Ok((opts, Drive { interface: Interface::Virtio, disk }, Some(index)))
 }
 
-fn drive(given: &Given) -> Result<(Opts, Drive, Option<u64>), Refusal> {
-    let mut opts = given.opts()?;
+/// An image that a monitor adds, and its name.
+pub fn added(mut opts: Opts) -> Result<(String, DiskConfig), Refusal> {
+    let id = opts.needed("id")?;
+    let (opts, drive, _) = drive(opts)?;
+    if drive.interface != Interface::None {
+        return Err(opts.refuse("a drive of a running machine needs if=none; device_add makes a disk of it"));
+    }
+    opts.finish()?;
+    Ok((id, drive.disk))
+}
+
+/// An image as `blockdev-add` describes it.
+pub fn node(mut opts: Opts) -> Result<NodeRequest, Refusal> {
+    let name = opts.needed("node-name")?;
+    let driver = opts.needed("driver")?;
+    let readonly = opts.switch("read-only")?;
+    let automatic = opts.switch("auto-read-only")?;
+    let (direct, no_flush) = (opts.switch("cache.direct")?, opts.switch("cache.no-flush")?);
+    let is_file = driver == "file" || driver == "host_device";
+    let mut over = None;
+    let mut disk = if is_file {
+        DiskConfig::new(opts.needed("filename")?)
+    } else {
+        let format = driver.parse().map_err(|_| {
+            opts.refuse(format_args!(
+                "Parameter 'driver' does not accept value '{driver}'; it can be raw, qcow2 or file"
+            ))
+        })?;
+        over = opts.text("file")?;
+        let name = opts.text("file.filename")?;
+        opts.only("file.driver", &["file", "host_device"])?;
+        let path = match (&over, name) {
+            (None, Some(name)) if !name.is_empty() => name,
+            (Some(_), None) => String::new(),
+            _ => return Err(opts.refuse("Parameter 'file' is missing: a node-name, or file.filename=...")),
+        };
+        DiskConfig { format: Some(format), ..DiskConfig::new(path) }
+    };
+    for key in ["locking", "file.locking"] {
+        match opts.text(key)?.as_deref() {
+            None | Some("auto") => {}
+            Some(text) => disk.lock = boolean(text).unwrap_or(true),
+        }
+    }
+    disk.readonly = readonly.unwrap_or(false);
+    disk.cache = match (direct, no_flush) {
+        (_, Some(true)) => CacheMode::Unsafe,
+        (Some(true), _) => CacheMode::None,
+        _ => CacheMode::Writeback,
+    };
+    if let Some(discard) = opts.text("discard")? {
+        disk.discard = matches!(discard.as_str(), "unmap" | "on");
+    }
+    if automatic == Some(true) {
+        log::debug!("{}: auto-read-only makes no difference here", opts.source());
+    }
+    opts.without_effect(&[
+        "aio",
+        "detect-zeroes",
+        "file.aio",
+        "file.node-name",
+        "file.auto-read-only",
+        "file.read-only",
+        "file.discard",
+        "file.cache.direct",
+        "file.cache.no-flush",
+    ]);
+    opts.finish()?;
+    Ok(NodeRequest { name, disk, over, is_file })
+}
+
+fn drive(mut opts: Opts) -> Result<(Opts, Drive, Option<u64>), Refusal> {
     let interface = match opts.text("if")?.as_deref() {
         Some("none") => Interface::None,
         // What this machine has if nothing is said.

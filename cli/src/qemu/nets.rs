@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use hvrun_vmm::Transport;
 use hvrun_vmm::net::socket::{SocketAddress, SocketConfig};
 use hvrun_vmm::net::tap::TapConfig;
 use hvrun_vmm::net::user::UserConfig;
 use hvrun_vmm::net::vde::VdeConfig;
 use hvrun_vmm::virtio::net::{CommonOptions, Mac, NetBackendConfig, NetConfig};
+use hvrun_vmm::{NetdevConfig, Transport};
 
 use super::command::Command;
 use super::nearest::did_you_mean;
@@ -39,14 +39,20 @@ const MODELS: [&str; 4] =
 pub fn read(command: &Command) -> Result<Registry<NetBackendConfig>, Refusal> {
     let mut registry = Registry::new("netdev");
     for given in command.each(Id::Netdev) {
-        let mut opts = given.opts()?;
-        let kind = opts.needed("type")?;
-        let id = opts.needed("id")?;
-        let backend = backend(&mut opts, &kind)?;
-        opts.clone().finish()?;
+        let opts = given.opts()?;
+        let NetdevConfig { id, backend } = netdev(opts.clone())?;
         registry.insert(&opts, id, backend)?;
     }
     Ok(registry)
+}
+
+/// One of them.
+pub fn netdev(mut opts: Opts) -> Result<NetdevConfig, Refusal> {
+    let kind = opts.needed("type")?;
+    let id = opts.needed("id")?;
+    let backend = backend(&mut opts, &kind)?;
+    opts.finish()?;
+    Ok(NetdevConfig { id, backend })
 }
 
 /// A card with what is behind it, before it has its name and address.

@@ -72,6 +72,20 @@ impl<T> Registry<T> {
         self.entries.iter()
     }
 
+    /// Takes those that nobody uses and that `may` wait for a device which comes later.
+    pub fn spare(&mut self, may: impl Fn(&T) -> bool) -> Vec<(String, T)>
+    where
+        T: Clone,
+    {
+        let spare = self.entries.iter_mut().filter(|entry| entry.user.is_none() && may(&entry.value));
+        spare
+            .map(|entry| {
+                entry.user = Some("a device that comes later".to_owned());
+                (entry.id.clone(), entry.value.clone())
+            })
+            .collect()
+    }
+
     /// Says which ones nobody uses; they are not opened.
     pub fn warn_of_unused(&self) {
         for entry in self.entries.iter().filter(|entry| entry.user.is_none()) {

@@ -1,5 +1,6 @@
-//! Type 0 configuration space (PCI Local Bus 3.0, 6.1 and 6.2): a register file in which every bit knows whether it can be
-//! written. It maps nothing and raises nothing; [`PciHost`](super::PciHost) acts on what is in it.
+//! Type 0 configuration space (PCI Local Bus 3.0, 6.1 and 6.2), and type 1, a bridge's (PCI-to-PCI Bridge 1.2, 3.2): a register
+//! file in which every bit knows whether it can be written or cleared. It maps nothing and raises nothing;
+//! [`PciHost`](super::PciHost) acts on what is in it.
 
 use std::fmt;
 use std::ops::Range;
@@ -26,6 +27,8 @@ pub mod reg {
     pub const REVISION: u16 = 0x08;
     /// Cache line size: a scratch register here.
     pub const CACHE_LINE_SIZE: u16 = 0x0c;
+    /// Header type.
+    pub const HEADER_TYPE: u16 = 0x0e;
     /// First of the six base address registers.
     pub const BAR0: u16 = 0x10;
     /// First byte behind the base address registers.
@@ -43,6 +46,37 @@ pub mod reg {
     /// Where capabilities begin.
     pub const HEADER_END: u16 = 0x40;
 }
+
+/// Registers of the type 1 header that type 0 does not have (PCI-to-PCI Bridge 1.2, 3.2.5).
+pub mod bridge {
+    /// First byte behind the two base address registers, and primary bus number.
+    pub const PRIMARY_BUS: u16 = 0x18;
+    /// The bus behind the bridge.
+    pub const SECONDARY_BUS: u16 = 0x19;
+    /// The last bus behind the bridge.
+    pub const SUBORDINATE_BUS: u16 = 0x1a;
+    /// Memory base, and two bytes on the limit: the upper 12 bits of 32-bit addresses.
+    pub const MEMORY_BASE: u16 = 0x20;
+    /// Prefetchable memory base, and two bytes on the limit.
+    pub const PREFETCHABLE_BASE: u16 = 0x24;
+    /// Upper halves of the prefetchable base, and four bytes on of the limit.
+    pub const PREFETCHABLE_BASE_UPPER: u16 = 0x28;
+    /// First byte behind the windows.
+    pub const WINDOWS_END: u16 = 0x30;
+    /// Bridge control.
+    pub const CONTROL: u16 = 0x3e;
+    /// Bridge control: the bus behind the bridge is held in reset (3.2.5.18, bit 6).
+    pub const CONTROL_SECONDARY_RESET: u16 = 1 << 6;
+}
+
+/// Header type of a bridge.
+const HEADER_BRIDGE: u8 = 1;
+/// The bits of a bridge's window registers that can be written.
+const WINDOW_BITS: u16 = 0xfff0;
+/// Low bits of the prefetchable window's registers: there are upper halves.
+const WINDOW_64BIT: u16 = 1;
+/// The bits of bridge control that can be written: parity error response, SERR# enable and reset. The first two are without effect.
+const BRIDGE_CONTROL_BITS: u16 = 0x43;
 
 /// Status: interrupt status (PCI Local Bus 3.0, 6.2.3, bit 3).
 const STATUS_INTERRUPT: u8 = 1 << 3;
@@ -168,9 +202,13 @@ pub struct ConfigSpace {
     registers: [u8; CONFIG_SIZE],
     /// Which bits a guest's write changes.
     writable: [u8; CONFIG_SIZE],
+    /// Which bits a guest clears by writing ones.
+    clearable: [u8; CONFIG_SIZE],
     /// The registers after a reset.
     initial: [u8; CONFIG_SIZE],
     bars: Vec<Bar>,
+    /// First byte behind the base address registers.
+    bars_end: u16,
     /// Where the next capability goes.
     next_capability: usize,
     /// The byte that points to it.
@@ -183,8 +221,10 @@ impl ConfigSpace {
         let mut config = ConfigSpace {
             registers: [0; CONFIG_SIZE],
             writable: [0; CONFIG_SIZE],
+            clearable: [0; CONFIG_SIZE],
             initial: [0; CONFIG_SIZE],
             bars: Vec::new(),
+            bars_end: reg::BARS_END,
             next_capability: reg::HEADER_END.into(),
             capability_link: reg::CAPABILITIES.into(),
         };
@@ -199,6 +239,34 @@ impl ConfigSpace {
         config.allow(reg::CACHE_LINE_SIZE.into(), &[0xff]);
         config.allow(reg::INTERRUPT_LINE.into(), &[0xff]);
         config
+    }
+
+    /// A PCI-to-PCI bridge with a window for memory, one for prefetchable memory with 64-bit addresses, and none for I/O. Its header
+    /// has no place for the subsystem's IDs.
+    pub fn bridge(identity: Identity) -> Self {
+        let mut config = ConfigSpace::new(Identity { subsystem_vendor: 0, subsystem: 0, ..identity });
+        config.bars_end = bridge::PRIMARY_BUS;
+        config.define(reg::HEADER_TYPE, &[HEADER_BRIDGE]);
+        config.allow(bridge::PRIMARY_BUS.into(), &[0xff; 3]);
+        let window = WINDOW_BITS.to_le_bytes();
+        for register in [bridge::MEMORY_BASE, bridge::PREFETCHABLE_BASE] {
+            config.allow(register.into(), &window);
+            config.allow(usize::from(register) + 2, &window);
+        }
+        for register in [bridge::PREFETCHABLE_BASE, bridge::PREFETCHABLE_BASE + 2] {
+            config.define(register, &WINDOW_64BIT.to_le_bytes());
+        }
+        config.allow(bridge::PREFETCHABLE_BASE_UPPER.into(), &[0xff; 8]);
+        config.allow(bridge::CONTROL.into(), &BRIDGE_CONTROL_BITS.to_le_bytes());
+        config
+    }
+
+    /// Lets a guest clear the bits of `mask` by writing ones.
+    pub fn clear_by_ones(&mut self, offset: u16, mask: &[u8]) {
+        let start = usize::from(offset);
+        if let Some(bits) = self.clearable.get_mut(start..start + mask.len()) {
+            bits.copy_from_slice(mask);
+        }
     }
 
     /// Sets bytes that a guest reads, now and after each reset.
@@ -228,7 +296,7 @@ impl ConfigSpace {
         if !size.is_power_of_two() || !(BAR_MIN_SIZE..=widest).contains(&size) {
             return Err(ConfigLayoutError::BarSize { index, size });
         }
-        if index >= BAR_COUNT || bar.registers().end > reg::BARS_END.into() {
+        if index >= BAR_COUNT || bar.registers().end > self.bars_end.into() {
             return Err(ConfigLayoutError::BarIndex(index));
         }
         let taken = |other: &Bar| {
@@ -292,9 +360,9 @@ impl ConfigSpace {
     /// Says whether it was one.
     pub fn write(&mut self, offset: u16, data: &[u8]) -> bool {
         let Some(range) = access(offset, data.len()) else { return false };
-        let registers = self.registers[range.clone()].iter_mut();
-        for ((register, mask), new) in registers.zip(&self.writable[range]).zip(data) {
-            *register = (*register & !mask) | (new & mask);
+        let masks = self.writable[range.clone()].iter().zip(&self.clearable[range.clone()]);
+        for ((register, (mask, clearable)), new) in self.registers[range].iter_mut().zip(masks).zip(data) {
+            *register = ((*register & !mask) | (new & mask)) & !(new & clearable);
         }
         true
     }
@@ -356,11 +424,12 @@ impl ConfigSpace {
         ConfigState { registers: self.registers.to_vec() }
     }
 
-    /// Takes the writable bits out of `state`; the others are what the function was built with.
+    /// Takes the bits that a guest can change out of `state`; the others are what the function was built with.
     pub fn restore(&mut self, state: &ConfigState) {
         self.registers = self.initial;
-        let registers = self.registers.iter_mut();
-        for ((register, mask), new) in registers.zip(&self.writable).zip(&state.registers) {
+        let masks =
+            self.writable.iter().zip(&self.clearable).map(|(writable, clearable)| writable | clearable);
+        for ((register, mask), new) in self.registers.iter_mut().zip(masks).zip(&state.registers) {
             *register = (*register & !mask) | (new & mask);
         }
     }

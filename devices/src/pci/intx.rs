@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use hvrun_arch::{IrqChip, Spi};
 
+use super::host::SLOTS;
 use crate::irq::IrqLine;
 use crate::util::lock;
 
@@ -18,8 +19,8 @@ pub(super) struct IntxLines {
 
 struct Line {
     irq: IrqLine,
-    /// One bit a slot.
-    asserted: u32,
+    /// One bit a slot, and above them one for each card behind the port in a slot.
+    asserted: u64,
 }
 
 impl IntxLines {
@@ -34,13 +35,19 @@ impl IntxLines {
 
     /// The pin INTA of the device in `slot`.
     pub(super) fn pin(self: &Arc<Self>, slot: u8) -> Arc<IntxPin> {
-        Arc::new(IntxPin { lines: self.clone(), slot, state: Mutex::new(PinState::default()) })
+        Arc::new(IntxPin { lines: self.clone(), slot, bit: slot, state: Mutex::new(PinState::default()) })
     }
 
-    fn drive(&self, slot: u8, level: bool) {
+    /// The pin INTA of device 0 on the bus behind the port in `slot`: it is the port's own (PCI-to-PCI Bridge 1.2, 9.1).
+    pub(super) fn pin_behind(self: &Arc<Self>, slot: u8) -> Arc<IntxPin> {
+        let bit = slot.saturating_add(SLOTS);
+        Arc::new(IntxPin { lines: self.clone(), slot, bit, state: Mutex::new(PinState::default()) })
+    }
+
+    fn drive(&self, slot: u8, bit: u8, level: bool) {
         let Some(line) = self.lines.get(usize::from(swizzle(slot))) else { return };
         let mut line = lock(line);
-        let bit = 1_u32.checked_shl(slot.into()).unwrap_or(0);
+        let bit = 1_u64.checked_shl(bit.into()).unwrap_or(0);
         if level {
             line.asserted |= bit;
         } else {
@@ -68,6 +75,8 @@ const fn swizzle(slot: u8) -> u8 {
 pub struct IntxPin {
     lines: Arc<IntxLines>,
     slot: u8,
+    /// Its bit in [`Line::asserted`].
+    bit: u8,
     state: Mutex<PinState>,
 }
 
@@ -98,7 +107,7 @@ impl IntxPin {
     fn change(&self, change: impl FnOnce(&mut PinState)) {
         let mut state = lock(&self.state);
         change(&mut state);
-        self.lines.drive(self.slot, state.level && !state.disabled);
+        self.lines.drive(self.slot, self.bit, state.level && !state.disabled);
     }
 }
 

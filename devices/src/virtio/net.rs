@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use self::card::Card;
 pub use self::config::{
-    CommonOptions, MAX_MTU, MIN_MTU, NetBackendConfig, NetBackendError, NetConfig, NetParseError,
+    CommonOptions, MAX_MTU, MIN_MTU, NetBackendConfig, NetBackendError, NetConfig, NetParseError, OpenedNet,
 };
 use self::counters::Counters;
 pub use self::counters::NetCounters;
@@ -272,17 +272,24 @@ impl Net {
     /// # Errors
     /// See [`NetError`].
     pub fn open(config: &NetConfig, index: usize) -> Result<Self, NetError> {
+        match config.open() {
+            Ok(opened) => Net::connect(config, index, opened),
+            Err(source) => Err(NetError::Backend { id: config.id(index), source }),
+        }
+    }
+
+    /// The same in front of what has been opened before.
+    ///
+    /// # Errors
+    /// See [`Net::new`].
+    pub fn connect(config: &NetConfig, index: usize, opened: OpenedNet) -> Result<Self, NetError> {
         let options = NetOptions {
             id: config.id(index),
             mtu: config.mtu(),
             ..NetOptions::of_card(index, &config.common)
         };
-        let (backend, user) = match config.open() {
-            Ok(opened) => opened,
-            Err(source) => return Err(NetError::Backend { id: options.id, source }),
-        };
-        let mut net = Net::new(options, backend)?;
-        net.user = user;
+        let mut net = Net::new(options, opened.backend)?;
+        net.user = opened.user;
         Ok(net)
     }
 

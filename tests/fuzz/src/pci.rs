@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hvrun_arch::IrqChip;
 use hvrun_arch::aarch64::layout::{Layout, RAM_BASE, Window};
 use hvrun_devices::backend::chardev::Null;
-use hvrun_devices::pci::{MsiPort, PciHost};
+use hvrun_devices::pci::{MsiPort, PciHost, RootPort};
 use hvrun_devices::virtio::VirtioDevice;
 use hvrun_devices::virtio::block::{BlockOptions, VirtioBlock};
 use hvrun_devices::virtio::console::{Console, PortKind, PortSetup};
@@ -20,8 +20,10 @@ use crate::parts::{Chip, MemoryDisk};
 
 /// Most operations of one input.
 const MOST_OPS: usize = 512;
-/// Functions in slots 1 to 3; the bridge is in 0.
-const SLOTS: u64 = 4;
+/// Functions in slots 1 to 3; the bridge is in 0, and a root port with a card behind it in 4.
+const SLOTS: u64 = 5;
+/// Where the root port is.
+const PORT: u8 = 4;
 /// BARs of a virtio function, with an offset and a width with which they do not read as zeros: the first vector's mask bit, which is set
 /// unless the guest clears it; and the number of queues.
 const BARS: [(u16, u64, usize); 2] = [(0x14, 12, 4), (0x20, 0x12, 2)];
@@ -38,7 +40,11 @@ mod code {
     pub const WRITE: u8 = 4;
     pub const READ: u8 = 5;
     pub const RESET: u8 = 6;
-    pub const COUNT: u8 = 7;
+    /// The card behind the root port is asked for, or another one comes.
+    pub const PLUG: u8 = 7;
+    /// c to register b of device 0 on bus a >> 2.
+    pub const CARD_WRITE: u8 = 8;
+    pub const COUNT: u8 = 9;
 }
 
 /// Another device of the machine, which BARs must leave alone.
@@ -63,6 +69,8 @@ impl MmioDevice for Neighbour {
 
 struct Machine {
     bus: Arc<Bus>,
+    host: Arc<PciHost>,
+    msi: Arc<MsiPort>,
     layout: Layout,
 }
 
@@ -81,7 +89,26 @@ impl Machine {
             let function = VirtioPci::new(device, memory.clone(), msi.clone(), None).expect("few queues");
             host.plug(Arc::new(function)).expect("the slots are free");
         }
-        Machine { bus, layout }
+        let port = RootPort::new("port", 1, 1, msi.clone()).expect("its capabilities fit");
+        host.plug_port(Some(PORT), Arc::new(port)).expect("the slot is free");
+        let machine = Machine { bus, host, msi, layout };
+        machine.plug(false);
+        machine
+    }
+
+    /// A card comes, if none is there.
+    fn plug(&self, hot: bool) {
+        let device = Arc::new(Rng::new(RngConfig::default()));
+        let card = VirtioPci::new(device, memory(), self.msi.clone(), None).expect("few queues");
+        let _ = self.host.insert(PORT, Arc::new(card), hot);
+    }
+
+    /// The card goes, is asked for, or comes.
+    fn change_card(&self) {
+        match self.host.cards().is_empty() {
+            true => self.plug(true),
+            false => drop(self.host.eject(PORT)),
+        }
     }
 
     fn register(&self, slot: u64, register: u16) -> u64 {
@@ -110,6 +137,11 @@ impl Machine {
             code::BAR_READ => self.bus.read(in_bar(), &mut answer[..width]),
             code::WRITE => self.bus.write(op.c.into(), &op.b.to_le_bytes()),
             code::READ => self.bus.read(op.c.into(), &mut answer[..width]),
+            code::PLUG => self.change_card(),
+            code::CARD_WRITE => {
+                let at = (slot % 16) << 20 | u64::from(op.b & 0xfff);
+                self.bus.write(self.layout.pci_ecam.base + at, &data[..width]);
+            }
             _ => self.bus.reset(),
         }
     }
@@ -126,7 +158,8 @@ impl Machine {
         assert_eq!(u16::from_le_bytes(bridge), 0x1b36, "a BAR lies over the ECAM window");
         let known =
             [self.layout.pci_mmio32, self.layout.pci_mmio64, self.layout.pci_pio, self.layout.pci_ecam];
-        for (slot, (bar, offset, width)) in (1..SLOTS).flat_map(|slot| BARS.map(|bar| (slot, bar))) {
+        let functions = 1..u64::from(PORT);
+        for (slot, (bar, offset, width)) in functions.flat_map(|slot| BARS.map(|bar| (slot, bar))) {
             let at = self.bar(slot, bar).saturating_add(offset);
             if known.iter().any(|window| window.contains(at)) || self.layout.uart.contains(at) {
                 continue;
@@ -229,8 +262,33 @@ pub fn corpus() -> Vec<Vec<u8>> {
         bytes(reset.concat()),
         bytes(raw),
         bytes(window_accesses()),
+        bytes(cards()),
     ]
 }
+
+/// What a hot-plug driver does: buses, windows and interrupts of the port, a card that is used, goes, and comes again.
+fn cards() -> Vec<Op> {
+    let card = |register, value| Op::new(code::CARD_WRITE, 1 << 2 | 2, register, value);
+    let slot_control = |value: u32| write(PORT, EXPRESS + 0x18, value);
+    let mut ops = vec![
+        write(PORT, 0x18, 0x01_0100),
+        write(PORT, 0x20, 0x1010_1010),
+        write(PORT, 0x24, 0xfff1_0001),
+        write(PORT, COMMAND, 6),
+        slot_control(0x1139),
+        card(0x14, 0x1010_0000),
+        card(0x20, 0x1010_8000),
+        card(COMMAND, 6),
+        Op::new(code::READ, 3, 0, 0x1010_800c),
+    ];
+    let change = Op::new(code::PLUG, 0, 0, 0);
+    ops.extend([change, read(PORT, EXPRESS + 0x18), slot_control(0x1239), slot_control(0x01ff_1739)]);
+    ops.extend([change, slot_control(0x01ff_1139), card(COMMAND, 6), write(PORT, 0x3c, 0x40_0000)]);
+    ops
+}
+
+/// Where the root port's PCI Express capability is.
+const EXPRESS: u16 = 0x4c;
 
 /// Accesses through the PCI configuration access capability (virtio 1.2, 4.1.4.9), wherever it is: `cfg_type` 5 is looked for at each
 /// place where a capability may begin.
@@ -271,6 +329,16 @@ mod tests {
         };
         assert_ne!(read(0x1000_0000, BARS[0]), [0; 4]);
         assert_ne!(read(0x1001_0000, BARS[1]), [0; 4]);
+    }
+
+    #[test]
+    fn the_seed_of_a_hot_plug_driver_uses_a_card_and_lets_it_go() {
+        let ops = cards();
+        let used = after(&ops[..9]);
+        assert!(used.bus.map().iter().any(|(_, window)| window.base == 0x1010_0000));
+        let gone = after(&ops[..13]);
+        assert!(gone.host.cards().is_empty());
+        assert_eq!(after(&ops).host.cards().len(), 1);
     }
 
     #[test]

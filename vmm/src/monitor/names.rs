@@ -42,6 +42,9 @@ pub(super) fn interrupt(device: &PciDevice) -> (u8, u8) {
     (line, pin)
 }
 
+/// A bridge from one PCI bus to another (PCI Code and ID Assignment 1.11, 1.7).
+pub(super) const BRIDGE: u16 = 0x0604;
+
 /// What QEMU calls a class.
 pub(super) fn class_name(class: u16) -> Option<&'static str> {
     Some(match class {
@@ -50,6 +53,7 @@ pub(super) fn class_name(class: u16) -> Option<&'static str> {
         0x0200 => "Ethernet controller",
         0x0380 => "Display controller",
         0x0600 => "Host bridge",
+        BRIDGE => "PCI bridge",
         0x0780 => "Communication controller",
         0x0900 => "Keyboard",
         _ => return None,
@@ -87,6 +91,9 @@ pub(super) fn disk_of<'a>(disks: &'a [DiskFacts], device: &PciDevice) -> Option<
 
 /// The id that the user has given to a function's device, if any.
 pub(super) fn device_id(target: &dyn Target, device: &PciDevice) -> String {
+    if class(device) == BRIDGE {
+        return device.name.clone();
+    }
     let disks = target.disks();
     let disk = disk_of(&disks, device).and_then(|disk| disk.config.device.clone());
     disk.unwrap_or_default()

@@ -20,6 +20,8 @@ use super::QEMU_VERSION;
 use super::outbox::Outbox;
 use super::session::Protocol;
 use super::target::Target;
+use super::target::with_cause;
+use crate::hotplug::PlugError;
 use crate::running::{BlockNames, Cause, MachineEvent};
 use commands::{Reply, Then};
 use framing::{Framing, Message};
@@ -45,6 +47,11 @@ impl QmpError {
 
     fn no_device(name: &str) -> Self {
         QmpError { class: "DeviceNotFound", desc: format!("Device '{name}' not found") }
+    }
+
+    fn plug(error: &PlugError) -> Self {
+        let class = if matches!(error, PlugError::NoDevice(_)) { "DeviceNotFound" } else { "GenericError" };
+        QmpError { class, desc: with_cause(error) }
     }
 }
 
@@ -169,6 +176,12 @@ fn event(event: MachineEvent, time: std::time::Duration) -> Value {
         MachineEvent::Shutdown(cause) => ("SHUTDOWN", caused(cause)),
         MachineEvent::PowerButton => ("POWERDOWN", None),
         MachineEvent::BlockIoError { disk, error } => ("BLOCK_IO_ERROR", Some(io_error(disk, error))),
+        MachineEvent::DeviceDeleted { device: Some(device), path } => {
+            ("DEVICE_DELETED", Some(json!({ "device": device, "path": path })))
+        }
+        MachineEvent::DeviceDeleted { device: None, path } => {
+            ("DEVICE_DELETED", Some(json!({ "path": path })))
+        }
     };
     let mut value = json!({
         "timestamp": { "seconds": time.as_secs(), "microseconds": time.subsec_micros() },

@@ -9,7 +9,7 @@ use hvrun_arch::{Accel, GuestMemory};
 use hvrun_devices::Bus;
 use hvrun_devices::backend::disk::{BlockBackend, DiskConfig, ImageFormat, SECTOR};
 use hvrun_devices::backend::net::user::{HostForward, Protocol, UserNetHandle};
-use hvrun_devices::pci::{Bar, PciHost};
+use hvrun_devices::pci::{Bar, PciHost, SlotState};
 use hvrun_devices::virtio::balloon::Balloon;
 use hvrun_devices::virtio::block::{BlockStats, IoStatus};
 use hvrun_devices::virtio::net::Net;
@@ -17,12 +17,17 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::config::MachineConfig;
 use crate::devices::Drive;
+use crate::hotplug::{PlugError, PlugParser, PlugRequest, Plugged};
 use crate::running::{BlockNames, MachineControl, RunState};
 
 /// A function on the PCI bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PciDevice {
+    /// Its bus as the guest has numbered it.
+    pub(crate) bus: u8,
     pub(crate) slot: u8,
+    /// The place on the first bus of the root port that it is behind.
+    pub(crate) behind: Option<u8>,
     pub(crate) name: String,
     /// Its configuration space.
     pub(crate) registers: Vec<u8>,
@@ -122,11 +127,16 @@ pub(crate) trait Target: Send + Sync {
     fn resize(&self, name: &str, bytes: u64) -> Result<(), String>;
     /// Reads RAM; false if not all of it is.
     fn read_memory(&self, address: u64, data: &mut [u8]) -> bool;
-    /// In the order of the configuration.
+    /// In the order of the configuration, those in slots behind the others.
     fn disks(&self) -> Vec<DiskFacts>;
     /// Name and window of every device on the bus.
     fn memory_map(&self) -> Vec<(String, Window)>;
+    /// Those on the first bus, then those behind its ports.
     fn pci(&self) -> Vec<PciDevice>;
+    /// Plugs in or pulls out.
+    fn plug(&self, request: PlugRequest) -> Result<(), PlugError>;
+    /// What is in slots, and waits for one.
+    fn plugged(&self) -> Plugged;
 }
 
 /// What a [`Remote`] is made of.
@@ -139,6 +149,7 @@ pub(crate) struct Parts {
     pub(crate) drives: Vec<Weak<Drive>>,
     pub(crate) balloon: Option<Weak<Balloon>>,
     pub(crate) memory: GuestMemory,
+    pub(crate) plug_parser: Option<Arc<dyn PlugParser>>,
 }
 
 /// A machine, from outside. Like [`MachineControl`], it does not keep it alive.
@@ -154,9 +165,19 @@ impl Remote {
         self.0.control.net(name).or_else(|| {
             let of_netdev =
                 |net: &hvrun_devices::virtio::net::NetConfig| net.common.netdev.as_deref() == Some(name);
-            let index = self.0.config.nets.iter().position(of_netdev)?;
-            self.0.control.nets().into_iter().nth(index)
+            if let Some(index) = self.0.config.nets.iter().position(of_netdev) {
+                return self.0.control.nets().into_iter().nth(index);
+            }
+            let card = self.plugged().nets.into_iter().find(|card| card.netdev == name)?;
+            self.0.control.net(&card.id)
         })
+    }
+
+    /// The disks: those that stay, then those in slots.
+    fn drives(&self) -> Vec<Arc<Drive>> {
+        let fixed = self.0.drives.iter().filter_map(Weak::upgrade);
+        let plugged = self.0.control.hotplug().map(|hotplug| hotplug.drives()).unwrap_or_default();
+        fixed.chain(plugged).collect()
     }
 
     /// The user-mode network that is meant: the first, if none is named.
@@ -169,10 +190,19 @@ impl Remote {
     }
 }
 
-/// An error with its cause.
+/// An error with its causes, in one line.
+pub(super) fn with_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
 fn failed(error: impl std::error::Error) -> ForwardError {
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    ForwardError::Failed(format!("{error}{cause}"))
+    ForwardError::Failed(with_cause(&error))
 }
 
 impl std::fmt::Debug for Remote {
@@ -276,8 +306,11 @@ impl Target for Remote {
     fn resize(&self, name: &str, bytes: u64) -> Result<(), String> {
         let is_meant =
             |drive: &Arc<Drive>| [&drive.names.drive, &drive.names.node].contains(&&name.to_owned());
-        let drive = self.0.drives.iter().filter_map(Weak::upgrade).find(is_meant);
-        let drive = drive.ok_or_else(|| format!("Cannot find device='{name}' nor node-name=''"))?;
+        let drive = self
+            .drives()
+            .into_iter()
+            .find(is_meant)
+            .ok_or_else(|| format!("Cannot find device='{name}' nor node-name=''"))?;
         if !bytes.is_multiple_of(SECTOR) {
             return Err(format!("The new size must be a multiple of {SECTOR}"));
         }
@@ -292,7 +325,7 @@ impl Target for Remote {
     }
 
     fn disks(&self) -> Vec<DiskFacts> {
-        self.0.drives.iter().filter_map(Weak::upgrade).map(|drive| DiskFacts::of(&drive)).collect()
+        self.drives().iter().map(|drive| DiskFacts::of(drive)).collect()
     }
 
     fn memory_map(&self) -> Vec<(String, Window)> {
@@ -301,14 +334,28 @@ impl Target for Remote {
 
     fn pci(&self) -> Vec<PciDevice> {
         let Some(host) = self.0.pci.upgrade() else { return Vec::new() };
-        let names = host.functions();
-        let name = |slot: u8| names.iter().find(|(at, _)| *at == slot).map(|(_, name)| name.clone());
-        let device = |slot: hvrun_devices::pci::SlotState| PciDevice {
-            name: name(slot.slot).unwrap_or_default(),
-            bars: host.bars(slot.slot),
-            slot: slot.slot,
-            registers: slot.config.registers,
-        };
-        host.state().slots.into_iter().map(device).collect()
+        let (names, cards) = (host.functions(), host.cards());
+        let (mut first, mut behind) = (Vec::new(), Vec::new());
+        for SlotState { slot, config, card } in host.state().slots {
+            let name = names.iter().find(|(at, _)| *at == slot).map(|(_, name)| name.clone());
+            let (name, bars) = (name.unwrap_or_default(), host.bars(slot));
+            first.push(PciDevice { bus: 0, slot, behind: None, name, registers: config.registers, bars });
+            let known = cards.iter().find(|(at, ..)| *at == slot);
+            if let (Some(card), Some((_, bus, name))) = (card, known) {
+                let (bus, name, bars) = (*bus, name.clone(), host.card_bars(slot));
+                let (behind_port, registers) = (Some(slot), card.registers);
+                behind.push(PciDevice { bus, slot: 0, behind: behind_port, name, registers, bars });
+            }
+        }
+        first.extend(behind);
+        first
+    }
+
+    fn plug(&self, request: PlugRequest) -> Result<(), PlugError> {
+        self.0.control.hotplug()?.perform(request, self.0.plug_parser.as_deref())
+    }
+
+    fn plugged(&self) -> Plugged {
+        self.0.control.hotplug().map(|hotplug| hotplug.plugged()).unwrap_or_default()
     }
 }

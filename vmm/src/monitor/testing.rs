@@ -20,6 +20,7 @@ use hvrun_devices::virtio::block::{BlockStats, IoStatus};
 use super::session::{Protocol as MonitorProtocol, Session, Sessions};
 use super::target::{DiskFacts, ForwardError, PciDevice, Target};
 use crate::config::MachineConfig;
+use crate::hotplug::{PlugError, PlugRequest, Plugged};
 use crate::running::{BlockNames, RunState};
 
 /// Longer than anything here takes on a busy machine.
@@ -206,11 +207,25 @@ impl Target for FakeMachine {
         registers[0x0b] = 2;
         let bar = Bar { index: 4, size: 0x4000, kind: BarKind::Memory64, prefetchable: true };
         vec![PciDevice {
+            bus: 0,
             slot: 1,
+            behind: None,
             name: "net0".to_owned(),
             registers,
             bars: vec![(bar, Some(0x80_0000_0000))],
         }]
+    }
+
+    fn plug(&self, request: PlugRequest) -> Result<(), PlugError> {
+        self.note(format!("{request:?}"));
+        match request {
+            PlugRequest::RemoveDevice(id) => Err(PlugError::NoDevice(id)),
+            _ => Ok(()),
+        }
+    }
+
+    fn plugged(&self) -> Plugged {
+        Plugged::default()
     }
 }
 

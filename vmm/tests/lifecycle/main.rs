@@ -1,6 +1,7 @@
 //! The life of a machine on a scripted hypervisor: start, device accesses, resets, every kind of end. No guest code runs.
 
 mod fake;
+mod hotplug;
 mod pause;
 
 use std::fs::File;

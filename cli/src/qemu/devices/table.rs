@@ -18,6 +18,8 @@ pub enum Kind {
     VhostUserFs,
     /// Sockets to the host, by another process.
     VhostUserVsock,
+    /// A slot for a device that comes and goes.
+    RootPort,
     /// Accepted, for the reason given.
     WithoutEffect(&'static str),
     /// Refused, for the reason given.
@@ -65,12 +67,9 @@ const fn idle(name: &'static str, virtio: bool, why: &'static str) -> Spec {
 }
 
 /// What devices without effect may be told.
-const IDLE_PROPERTIES: [&str; 24] = [
+const IDLE_PROPERTIES: [&str; 21] = [
     "bus",
     "addr",
-    "port",
-    "chassis",
-    "slot",
     "display",
     "xres",
     "yres",
@@ -129,7 +128,11 @@ const DEVICES: &[Spec] = &[
     idle("usb-kbd", false, NO_USB),
     idle("usb-mouse", false, NO_USB),
     idle("usb-tablet", false, NO_USB),
-    idle("pcie-root-port", false, FLAT_BUS),
+    plain(
+        "pcie-root-port",
+        Kind::RootPort,
+        "a slot for a disk or a network card, which may come and go: id=ID, chassis=N, slot=N, port=N, addr=N",
+    ),
     idle("pcie-pci-bridge", false, FLAT_BUS),
     plain("tpm-tis-device", Kind::Refused("a TPM is not there yet"), ""),
     plain("tpm-tis", Kind::Refused("a TPM is not there yet"), ""),
@@ -176,6 +179,17 @@ pub fn find(name: &str) -> Option<(&'static Spec, Bus)> {
         let idle = matches!(spec.kind, Kind::WithoutEffect(_));
         Some((spec, if idle { Bus::Other } else { bus }))
     })
+}
+
+/// Whether the device called `name` may be plugged into a running machine, and what it is.
+pub fn hotplug(name: &str) -> Result<Kind, String> {
+    match find(name) {
+        Some((Spec { kind: kind @ (Kind::Block | Kind::Net), .. }, Bus::Pci)) => Ok(*kind),
+        Some(_) => Err(format!(
+            "Device '{name}' can't be plugged into a running machine; virtio-blk-pci and virtio-net-pci can"
+        )),
+        None => Err(format!("'{name}' is not a valid device model name{}", suggestion(name))),
+    }
 }
 
 /// What ends the message about a device that there is not.

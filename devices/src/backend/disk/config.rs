@@ -285,12 +285,19 @@ impl FromStr for Discard {
     }
 }
 
-impl fmt::Display for ImageFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl ImageFormat {
+    /// Its name in options.
+    pub const fn name(self) -> &'static str {
+        match self {
             ImageFormat::Raw => "raw",
             ImageFormat::Qcow2 => "qcow2",
-        })
+        }
+    }
+}
+
+impl fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

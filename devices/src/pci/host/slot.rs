@@ -7,7 +7,7 @@ use hvrun_arch::aarch64::layout::Window;
 
 use super::{IntxPin, PciFunction};
 use crate::bus::{Bus, MmioDevice};
-use crate::pci::config::{Bar, Command, ConfigSpace, ConfigState, reg};
+use crate::pci::config::{Bar, Command, ConfigSpace, ConfigState, bridge, reg};
 use crate::util::LogLimit;
 
 /// What is plugged into a slot.
@@ -42,8 +42,16 @@ impl Slot {
         }
         self.pin.set_disabled(self.config.command().contains(Command::INTX_DISABLE));
         self.function.config_written(&mut self.config, register, data.len());
-        // The smallest unit is a byte, and all that BARs depend on lies from the command register to the last BAR.
-        (reg::COMMAND..reg::BARS_END).contains(&register)
+        // The smallest unit is a byte, and all that BARs depend on lies from the command register to the last BAR, or a bridge's last
+        // window.
+        (reg::COMMAND..bridge::WINDOWS_END).contains(&register)
+    }
+
+    /// The BARs, and the address that the guest has given to each, if it answers there.
+    pub(super) fn bars(&self) -> Vec<(Bar, Option<u64>)> {
+        let enabled = self.config.command().contains(Command::MEMORY);
+        let base = |bar: &Bar| Some(self.config.bar_base(*bar)).filter(|base| enabled && *base != 0);
+        self.config.bars().iter().map(|bar| (*bar, base(bar))).collect()
     }
 
     /// Where `bar` should be: nowhere while memory decoding is off, or outside of the windows that lead to PCI.
@@ -100,6 +108,12 @@ impl Slot {
             let Some(bar) = self.config.bars().get(index).copied() else { return };
             self.unmap(index, bar, bus);
         }
+    }
+
+    /// The function for somebody else, off the bus, its pin low, in the state after power-on.
+    pub(super) fn take_away(mut self, bus: &Bus) -> Arc<dyn PciFunction> {
+        self.reset(bus);
+        self.function
     }
 
     /// The state after power-on.

@@ -7,6 +7,8 @@ use crate::irq::fake::FakeChip;
 use crate::pci::config::reg;
 use crate::pci::{Bar, BarKind, Command};
 
+mod ports;
+
 /// Answers reads of its BARs with a tag, and remembers what it is told.
 pub(super) struct Probe {
     tag: u8,

@@ -150,11 +150,37 @@ impl NetConfig {
     ///
     /// # Errors
     /// It is not there, or may not be used.
-    pub(super) fn open(&self) -> Result<(Box<dyn NetBackend>, Option<UserNetHandle>), NetBackendError> {
-        Ok(match &self.backend {
+    pub(super) fn open(&self) -> Result<OpenedNet, NetBackendError> {
+        match (&self.backend, self.common.mtu) {
+            (NetBackendConfig::User(user), Some(mtu)) => {
+                NetBackendConfig::User(UserConfig { mtu, ..user.clone() }).open()
+            }
+            (backend, _) => backend.open(),
+        }
+    }
+}
+
+/// What is behind a card, opened.
+pub struct OpenedNet {
+    pub(super) backend: Box<dyn NetBackend>,
+    pub(super) user: Option<UserNetHandle>,
+}
+
+impl std::fmt::Debug for OpenedNet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenedNet").field("user", &self.user.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl NetBackendConfig {
+    /// Opens it, for a card that may come later.
+    ///
+    /// # Errors
+    /// It is not there, or may not be used.
+    pub fn open(&self) -> Result<OpenedNet, NetBackendError> {
+        let (backend, user): (Box<dyn NetBackend>, _) = match self {
             NetBackendConfig::User(user) => {
-                let mtu = self.common.mtu.unwrap_or(user.mtu);
-                let net = UserNet::open(&UserConfig { mtu, ..user.clone() })?;
+                let net = UserNet::open(user)?;
                 let handle = net.handle();
                 (Box::new(net), Some(handle))
             }
@@ -162,7 +188,8 @@ impl NetConfig {
             NetBackendConfig::Socket(socket) => (socket.open()?, None),
             NetBackendConfig::Tap(tap) => (Box::new(Tap::open(tap)?), None),
             NetBackendConfig::Switch(switch) => (Box::new(switch.open()?), None),
-        })
+        };
+        Ok(OpenedNet { backend, user })
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use hvrun_devices::backend::net::user::HostForward;
 
-use super::super::names;
 use super::super::target::{ForwardError, Target};
+use super::super::{hotplug, names};
 use super::info;
 use super::memory::{self, Space};
 use super::words;
@@ -29,11 +29,11 @@ pub(in crate::monitor) enum Then {
 }
 
 impl Answer {
-    pub(super) fn text(text: impl Into<String>) -> Self {
+    pub(in crate::monitor) fn text(text: impl Into<String>) -> Self {
         Answer { text: text.into(), then: Then::Go }
     }
 
-    fn error(error: impl std::fmt::Display) -> Self {
+    pub(in crate::monitor) fn error(error: impl std::fmt::Display) -> Self {
         Answer::text(format!("Error: {error}\n"))
     }
 }
@@ -70,6 +70,22 @@ static COMMANDS: &[Command] = &[
         true => Answer::text(""),
         false => Answer::error(names::NEEDS_RESET),
     }),
+    command(
+        &["device_add"],
+        "driver[,prop=value][,...]",
+        "add device, like -device on the command line",
+        (1, 1),
+        hotplug::device_add,
+    ),
+    command(&["device_del"], "device", "remove device", (1, 1), hotplug::device_del),
+    command(
+        &["drive_add"],
+        "[-n] [[<domain>:]<bus>:]<slot> [file=file][,if=type][,readonly=on|off]...",
+        "add drive, to be used by device_add",
+        (2, 3),
+        hotplug::drive_add,
+    ),
+    command(&["drive_del"], "device", "remove host block device", (1, 1), hotplug::drive_del),
     command(&["eject"], "[-f] device", "eject a removable medium", (1, 2), no_medium),
     command(&["help", "?"], "[cmd]", "show the help", (0, 2), help),
     command(
@@ -94,6 +110,14 @@ static COMMANDS: &[Command] = &[
         (3, 3),
         |target, args| save(target, Space::Virtual(0), args),
     ),
+    command(
+        &["netdev_add"],
+        "[user|tap|socket|stream|dgram|vde],id=str[,prop=value][,...]",
+        "add host network device",
+        (1, 1),
+        hotplug::netdev_add,
+    ),
+    command(&["netdev_del"], "id", "remove host network device", (1, 1), hotplug::netdev_del),
     command(&["nmi"], "", "inject an NMI", (0, 0), |_, _| Answer::error(names::UNSUPPORTED)),
     command(
         &["pmemsave"],
@@ -135,7 +159,7 @@ static COMMANDS: &[Command] = &[
 const NO_DISPLAY: &str = "There is no display";
 const NO_KEYBOARD: &str = "There is no keyboard";
 const NO_MOUSE: &str = "There is no mouse";
-const NO_HOTPLUG: &str = "devices cannot be added to or taken from a running machine yet";
+const NO_HOTPLUG: &str = "only disks and network cards can be added to or taken from a running machine";
 const NO_WAKEUP: &str = "wake-up from suspend is not supported by this guest";
 const NO_SNAPSHOT: &str = "snapshots of a machine are not there yet";
 
@@ -144,18 +168,12 @@ const REFUSED: &[(&str, &str)] = &[
     ("chardev-add", NO_HOTPLUG),
     ("chardev-remove", NO_HOTPLUG),
     ("delvm", NO_SNAPSHOT),
-    ("device_add", NO_HOTPLUG),
-    ("device_del", NO_HOTPLUG),
-    ("drive_add", NO_HOTPLUG),
-    ("drive_del", NO_HOTPLUG),
     ("gdbserver", "a debugger's server is not there yet"),
     ("loadvm", NO_SNAPSHOT),
     ("migrate", "a machine cannot move to another host yet"),
     ("mouse_button", NO_MOUSE),
     ("mouse_move", NO_MOUSE),
     ("mouse_set", NO_MOUSE),
-    ("netdev_add", NO_HOTPLUG),
-    ("netdev_del", NO_HOTPLUG),
     ("object_add", NO_HOTPLUG),
     ("object_del", NO_HOTPLUG),
     ("savevm", NO_SNAPSHOT),

@@ -7,11 +7,9 @@ use std::fmt::Write;
 
 use hvrun_arch::Accel;
 use hvrun_arch::aarch64::layout::{RAM_BASE, Window};
-use hvrun_devices::virtio::net::NetBackendConfig;
 
-use super::super::QEMU_VERSION;
-use super::super::names;
 use super::super::target::Target;
+use super::super::{QEMU_VERSION, hotplug, names};
 use crate::config::Transport;
 use crate::running::RunState;
 
@@ -151,22 +149,11 @@ fn network(target: &dyn Target, _: Option<&str>) -> String {
         let down = if up { "" } else { ",link=down" };
         let id = net.id(index);
         add(&mut text, format_args!("{id}: index=0,type=nic,model={model},macaddr={mac}{down}"));
-        let behind = match &net.backend {
-            NetBackendConfig::User(user) => {
-                format!(
-                    "type=user,net={},restrict={}",
-                    user.net.address,
-                    if user.restrict { "on" } else { "off" }
-                )
-            }
-            NetBackendConfig::Vde(vde) => format!("type=vde,sock={}", vde.sock.display()),
-            NetBackendConfig::Socket(_) => "type=socket".to_owned(),
-            NetBackendConfig::Tap(tap) => format!("type=tap,ifname={}", tap.interface),
-            NetBackendConfig::Switch(switch) => format!("type=switch,name={}", switch.name),
-        };
+        let behind = hotplug::behind(&net.backend);
         let netdev = net.common.netdev.as_deref().unwrap_or(&id);
         add(&mut text, format_args!(" \\ {netdev}: index=0,{behind}"));
     }
+    hotplug::network(target, &mut text);
     text
 }
 

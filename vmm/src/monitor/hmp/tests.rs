@@ -98,7 +98,7 @@ fn too_few_and_too_many_words_are_told() {
 fn what_is_not_there_is_refused_with_its_reason() {
     assert_eq!(answer("screendump /tmp/x").0, "Error: screendump: There is no display\r\n");
     assert_eq!(answer("sendkey ret").0, "Error: sendkey: There is no keyboard\r\n");
-    assert!(answer("device_add usb-storage,id=x").0.contains("running machine yet"));
+    assert!(answer("object_add rng-random,id=x").0.contains("only disks and network cards"));
     assert_eq!(answer("x/4w 0").0, "Cannot access memory\r\n");
     assert_eq!(answer("nmi").0, "Error: this feature or command is not currently supported\r\n");
 }

@@ -25,11 +25,14 @@ impl<'a> Argument<'a> {
 #[derive(Debug)]
 pub(super) struct Args(Map<String, Value>);
 
+/// For a command that knows its arguments better itself.
+pub(super) const ANY: &str = "*";
+
 impl Args {
     /// The arguments of a command that takes `known`.
     pub(super) fn new(arguments: Map<String, Value>, known: &[&str]) -> Result<Self, QmpError> {
         let is_known = |name: &str| known.iter().any(|known| Argument::parse(known).name == name);
-        match arguments.keys().find(|name| !is_known(name)) {
+        match arguments.keys().find(|name| !known.contains(&ANY) && !is_known(name)) {
             Some(name) => Err(QmpError::generic(format!("Parameter '{name}' is unexpected"))),
             None => Ok(Args(arguments)),
         }
@@ -82,6 +85,11 @@ impl Args {
     pub(super) fn any(&mut self, name: &str) -> Result<Value, QmpError> {
         let value = self.0.shift_remove(name);
         Self::needed(name, value)
+    }
+
+    /// All that is left.
+    pub(super) fn rest(&mut self) -> Map<String, Value> {
+        std::mem::take(&mut self.0)
     }
 
     /// Names that may be there.

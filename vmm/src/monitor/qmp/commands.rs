@@ -5,9 +5,10 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::super::target::Target;
-use super::super::{hmp, names};
-use super::args::Args;
+use super::super::{hmp, hotplug, names};
+use super::args::{ANY, Args};
 use super::{NEGOTIATE, QmpError, qom, query, schema};
+use crate::hotplug::PlugRequest;
 
 /// What a command returns, and what happens behind its answer.
 #[derive(Debug, PartialEq)]
@@ -68,11 +69,17 @@ const NO_WAKEUP: &str = "wake-up from suspend is not supported by this guest";
 pub(super) static COMMANDS: &[(&str, &[&str], Run)] = &[
     ("balloon", &["value: int"], balloon),
     ("block_resize", &["device?: str", "node-name?: str", "size: int"], block_resize),
+    ("blockdev-add", &["driver: str", "node-name: str", ANY], |target, args| {
+        plug(target, PlugRequest::AddNode(hotplug::said(args.rest())))
+    }),
     (
         "blockdev-change-medium",
         &["device?: str", "id?: str", "filename: str", "format?: str", "force?: bool"],
         no_medium,
     ),
+    ("blockdev-del", &["node-name: str"], |target, args| {
+        plug(target, PlugRequest::RemoveNode(args.string("node-name")?))
+    }),
     ("chardev-add", &["id: str", "backend: any"], refuse!(NO_CHARDEV)),
     ("chardev-change", &["id: str", "backend: any"], chardev_change),
     ("chardev-remove", &["id: str"], chardev_remove),
@@ -81,6 +88,10 @@ pub(super) static COMMANDS: &[(&str, &[&str], Run)] = &[
         true => Ok(Reply::empty(Then::Go)),
         false => Err(QmpError::generic(names::NEEDS_RESET)),
     }),
+    ("device_add", &["driver: str", "bus?: str", "id?: str", ANY], |target, args| {
+        plug(target, PlugRequest::AddDevice(hotplug::said(args.rest())))
+    }),
+    ("device_del", &["id: str"], |target, args| plug(target, PlugRequest::RemoveDevice(device_id(args)?))),
     ("eject", &["device?: str", "id?: str", "force?: bool"], no_medium),
     ("human-monitor-command", &["command-line: str", "cpu-index?: int"], human_monitor_command),
     ("inject-nmi", &[], refuse!(names::UNSUPPORTED)),
@@ -91,6 +102,10 @@ pub(super) static COMMANDS: &[(&str, &[&str], Run)] = &[
         let cpu = known.ok_or_else(|| QmpError::generic("Parameter 'cpu-index' expects a CPU number"))?;
         save(target, hmp::Space::Virtual(cpu), args)
     }),
+    ("netdev_add", &["type: str", "id: str", ANY], |target, args| {
+        plug(target, PlugRequest::AddNetdev(hotplug::said(args.rest())))
+    }),
+    ("netdev_del", &["id: str"], |target, args| plug(target, PlugRequest::RemoveNetdev(args.string("id")?))),
     ("pmemsave", &["val: int", "size: int", "filename: str"], |target, args| {
         save(target, hmp::Space::Physical, args)
     }),
@@ -185,6 +200,19 @@ pub(super) fn negotiate(arguments: Map<String, Value>) -> Result<Reply, QmpError
         Some(name) => Err(QmpError::generic(format!("Capability '{name}' is not available"))),
         None => Ok(Reply::empty(Then::Go)),
     }
+}
+
+fn plug(target: &dyn Target, request: PlugRequest) -> Result<Reply, QmpError> {
+    match target.plug(request) {
+        Ok(()) => Ok(Reply::empty(Then::Go)),
+        Err(error) => Err(QmpError::plug(&error)),
+    }
+}
+
+/// A device by its id, or by its path, which ends in it.
+fn device_id(args: &mut Args) -> Result<String, QmpError> {
+    let id = args.string("id")?;
+    Ok(id.strip_prefix("/machine/peripheral/").map_or(id.clone(), str::to_owned))
 }
 
 fn set_link(target: &dyn Target, args: &mut Args) -> Result<Reply, QmpError> {

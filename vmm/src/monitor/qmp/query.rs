@@ -8,8 +8,8 @@ use hvrun_arch::aarch64::layout::MAX_CPUS;
 use hvrun_devices::pci::{Bar, BarKind};
 use serde_json::{Value, json};
 
-use super::super::names;
 use super::super::target::{PciDevice, Target};
+use super::super::{hotplug, names};
 use crate::running::RunState;
 
 /// What QEMU calls the machine's RAM.
@@ -144,22 +144,22 @@ pub(super) fn pci(target: &dyn Target) -> Value {
             "mem_type_64": bar.kind == BarKind::Memory64,
         })
     };
-    let device = |device: PciDevice| {
-        let class = names::class(&device);
-        let ((vendor, id), (sub_vendor, sub)) = (names::ids(&device), names::subsystem(&device));
-        let (line, pin) = names::interrupt(&device);
+    let device = |device: &PciDevice| {
+        let class = names::class(device);
+        let ((vendor, id), (sub_vendor, sub)) = (names::ids(device), names::subsystem(device));
+        let (line, pin) = names::interrupt(device);
         let mut class_info = json!({ "class": class });
         if let (Some(object), Some(name)) = (class_info.as_object_mut(), names::class_name(class)) {
             object.insert("desc".to_owned(), Value::String(name.to_owned()));
         }
         let mut value = json!({
-            "bus": 0,
+            "bus": device.bus,
             "slot": device.slot,
             "function": 0,
             "class_info": class_info,
             "id": { "device": id, "vendor": vendor, "subsystem": sub, "subsystem-vendor": sub_vendor },
             "irq_pin": pin,
-            "qdev_id": names::device_id(target, &device),
+            "qdev_id": names::device_id(target, device),
             "regions": device.bars.iter().map(region).collect::<Vec<_>>(),
         });
         if let (true, Some(value)) = (pin > 0, value.as_object_mut()) {
@@ -167,5 +167,5 @@ pub(super) fn pci(target: &dyn Target) -> Value {
         }
         value
     };
-    json!([{ "bus": 0, "devices": target.pci().into_iter().map(device).collect::<Vec<_>>() }])
+    json!([{ "bus": 0, "devices": hotplug::pci(&target.pci(), 0, &device) }])
 }

@@ -3,26 +3,34 @@
 use hvrun_devices::backend::disk::CacheMode;
 use hvrun_devices::virtio::block::IoStatus;
 
-use super::super::super::names;
 use super::super::super::target::Target;
+use super::super::super::{hotplug, names};
 use super::add;
+use crate::running::BlockNames;
 
 /// The disks, or the one called `which`.
 pub(super) fn devices(target: &dyn Target, which: Option<&str>) -> String {
     let mut text = String::new();
-    let disks = target.disks();
-    for (disk, qdev) in disks.iter().zip(names::qdevs(&disks)) {
-        let drive = &disk.names.drive;
-        if which.is_some_and(|which| which != drive) {
+    let (disks, waiting) = (target.disks(), hotplug::waiting(target));
+    let qdevs = names::qdevs(&disks).into_iter().map(Some).chain(std::iter::repeat(None));
+    for (disk, qdev) in disks.iter().chain(&waiting).zip(qdevs) {
+        let BlockNames { drive, node } = &disk.names;
+        if which.is_some_and(|which| which != drive && which != node) {
             continue;
         }
         if !text.is_empty() {
             text.push('\n');
         }
         let readonly = if disk.config.readonly { ", read-only" } else { "" };
-        let (node, path) = (&disk.names.node, disk.config.path.display());
-        add(&mut text, format_args!("{drive} ({node}): {path} ({}{readonly})", disk.format));
-        add(&mut text, format_args!("    Attached to:      {qdev}"));
+        let name = match drive.as_str() {
+            "" => node.clone(),
+            drive => format!("{drive} ({node})"),
+        };
+        let path = disk.config.path.display();
+        add(&mut text, format_args!("{name}: {path} ({}{readonly})", disk.format));
+        if let Some(qdev) = qdev {
+            add(&mut text, format_args!("    Attached to:      {qdev}"));
+        }
         if disk.status != IoStatus::Ok {
             add(&mut text, format_args!("    I/O status:       {}", names::io_status(disk.status)));
         }

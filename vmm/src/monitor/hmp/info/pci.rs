@@ -19,7 +19,7 @@ pub(super) fn devices(target: &dyn Target, _: Option<&str>) -> String {
     let mut text = String::new();
     for device in target.pci() {
         let ((vendor, id), (sub_vendor, sub)) = (names::ids(&device), names::subsystem(&device));
-        add(&mut text, format_args!("  Bus  0, device {:3}, function 0:", device.slot));
+        add(&mut text, format_args!("  Bus {:2}, device {:3}, function 0:", device.bus, device.slot));
         add(&mut text, format_args!("    {}: PCI device {vendor:04x}:{id:04x}", class(&device)));
         if (sub_vendor, sub) != (0, 0) {
             add(&mut text, format_args!("      PCI subsystem {sub_vendor:04x}:{sub:04x}"));
@@ -56,23 +56,36 @@ pub(super) fn tree(target: &dyn Target, _: Option<&str>) -> String {
     let disks = target.disks();
     add(&mut text, format_args!("  dev: gpex-pcihost, id \"\""));
     add(&mut text, format_args!("    bus: pcie.0\n      type PCIE"));
-    for device in target.pci() {
-        function(&mut text, target, &disks, &device);
+    let devices = target.pci();
+    for device in devices.iter().filter(|device| device.behind.is_none()) {
+        function(&mut text, target, &disks, device);
+        for card in devices.iter().filter(|card| card.behind == Some(device.slot)) {
+            add(&mut text, format_args!("        bus: {}\n          type PCIE", device.name));
+            let mut behind = String::new();
+            function(&mut behind, target, &disks, card);
+            // One step deeper than on the first bus.
+            behind.lines().for_each(|line| add(&mut text, format_args!("    {line}")));
+        }
     }
     text
 }
 
 fn function(text: &mut String, target: &dyn Target, disks: &[DiskFacts], device: &PciDevice) {
     let word = names::virtio_word(device);
-    let driver = word.map_or_else(|| "gpex-root".to_owned(), |word| format!("virtio-{word}-pci"));
+    let driver = match word {
+        Some(word) => format!("virtio-{word}-pci"),
+        None if names::class(device) == names::BRIDGE => "pcie-root-port".to_owned(),
+        None => "gpex-root".to_owned(),
+    };
     let ((vendor, id), (sub_vendor, sub)) = (names::ids(device), names::subsystem(device));
     add(text, format_args!("      dev: {driver}, id \"{}\"", names::device_id(target, device)));
     add(text, format_args!("        addr = {:02x}.0", device.slot));
     add(
         text,
         format_args!(
-            "        class {}, addr 00:{:02x}.0, pci id {vendor:04x}:{id:04x} (sub {sub_vendor:04x}:{sub:04x})",
+            "        class {}, addr {:02x}:{:02x}.0, pci id {vendor:04x}:{id:04x} (sub {sub_vendor:04x}:{sub:04x})",
             class(device),
+            device.bus,
             device.slot
         ),
     );

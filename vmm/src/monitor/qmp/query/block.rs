@@ -6,8 +6,8 @@ use hvrun_devices::backend::disk::{CacheMode, ErrorPolicy};
 use hvrun_devices::virtio::block::BlockStats;
 use serde_json::{Value, json};
 
-use super::super::super::names;
 use super::super::super::target::{DiskFacts, Target};
+use super::super::super::{hotplug, names};
 
 /// Unit of the sizes in `st_blocks`, whatever the file system's blocks are (POSIX, sys/stat.h).
 const STAT_BLOCK: u64 = 512;
@@ -64,11 +64,22 @@ pub(in super::super) fn devices(target: &dyn Target) -> Value {
         }
         device
     };
-    Value::Array(disks.iter().zip(names::qdevs(&disks)).map(device).collect())
+    let mut all: Vec<Value> = disks.iter().zip(names::qdevs(&disks)).map(device).collect();
+    let drives = hotplug::waiting(target).into_iter().filter(|disk| !disk.names.drive.is_empty());
+    all.extend(drives.map(|disk| {
+        json!({
+            "device": disk.names.drive,
+            "type": "unknown",
+            "removable": false,
+            "locked": false,
+            "inserted": inserted(&disk),
+        })
+    }));
+    Value::Array(all)
 }
 
 pub(in super::super) fn nodes(target: &dyn Target) -> Value {
-    Value::Array(target.disks().iter().map(inserted).collect())
+    Value::Array(target.disks().iter().chain(&hotplug::waiting(target)).map(inserted).collect())
 }
 
 /// BlockDeviceStats. What is not counted here is 0.
