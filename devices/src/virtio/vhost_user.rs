@@ -36,8 +36,8 @@ use super::queue::{Virtqueue, VirtqueueState};
 use crate::sys::{Event, PeerEvent};
 use crate::util::{LogLimit, lock};
 
-/// How long a back end may take for each answer. It is asked on a vCPU's thread, when the driver sets the device up or resets it, and it
-/// answers the latter when it has finished what it was doing.
+/// How long a back end may take to answer everything that it is asked in one go. It is asked on a vCPU's thread, when the driver sets the
+/// device up or resets it, and it answers the latter when it has finished what it was doing.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// VIRTIO_VSOCK_F_SEQPACKET (virtio 1.3, 5.10.3).

@@ -88,8 +88,8 @@ impl Backend {
     pub(super) fn config(&mut self, len: usize) -> Result<Vec<u8>, BackendError> {
         let request = Request::GetConfig;
         let mut payload = message::config(len.min(MAX_CONFIG));
-        let deadline = self.channel.send(request, 0, &payload, &[])?;
-        self.channel.receive(request, deadline, &mut payload)?;
+        self.channel.send(request, 0, &payload, &[])?;
+        self.channel.receive(request, &mut payload)?;
         Ok(payload.split_off(CONFIG_HEADER_SIZE))
     }
 
@@ -100,6 +100,7 @@ impl Backend {
         memory: &GuestMemory,
         rings: &[Ring<'_>],
     ) -> Result<(), BackendError> {
+        self.channel.begin();
         let features = features | (self.features & F_PROTOCOL_FEATURES);
         self.tell(Request::SetFeatures, &features.to_ne_bytes(), &[])?;
         self.set_memory(memory)?;
@@ -114,14 +115,15 @@ impl Backend {
 
     /// Has it serve `rings` no longer: when this returns, it touches neither them nor the guest's memory behind them.
     pub(super) fn stop(&mut self, rings: impl Iterator<Item = u16> + Clone) -> Result<(), BackendError> {
+        self.channel.begin();
         for index in rings.clone() {
             self.enable(index, false)?;
         }
         for index in rings {
             // It answers when it has let go of the queue. Where it stopped makes no difference: the driver starts anew.
             let mut state = message::vring_state(index, 0);
-            let deadline = self.channel.send(Request::GetVringBase, 0, &state, &[])?;
-            self.channel.receive(Request::GetVringBase, deadline, &mut state)?;
+            self.channel.send(Request::GetVringBase, 0, &state, &[])?;
+            self.channel.receive(Request::GetVringBase, &mut state)?;
         }
         Ok(())
     }
@@ -171,20 +173,20 @@ impl Backend {
 
     /// Asks for a number.
     fn number(&mut self, request: Request) -> Result<u64, BackendError> {
-        let deadline = self.channel.send(request, 0, &[], &[])?;
+        self.channel.send(request, 0, &[], &[])?;
         let mut reply = [0; 8];
-        self.channel.receive(request, deadline, &mut reply)?;
+        self.channel.receive(request, &mut reply)?;
         Ok(u64::from_ne_bytes(reply))
     }
 
     /// Sends a message that is a command, and waits until the back end has obeyed if it can say so.
     fn tell(&mut self, request: Request, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), BackendError> {
         if self.protocol & protocol::REPLY_ACK == 0 {
-            return self.channel.send(request, 0, payload, fds).map(drop);
+            return self.channel.send(request, 0, payload, fds);
         }
-        let deadline = self.channel.send(request, flags::NEED_REPLY, payload, fds)?;
+        self.channel.send(request, flags::NEED_REPLY, payload, fds)?;
         let mut reply = [0; 8];
-        self.channel.receive(request, deadline, &mut reply)?;
+        self.channel.receive(request, &mut reply)?;
         match u64::from_ne_bytes(reply) {
             0 => Ok(()),
             code => Err(BackendError::Refused { request: request.to_string(), code }),

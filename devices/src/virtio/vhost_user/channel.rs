@@ -31,7 +31,7 @@ pub enum BackendError {
     #[error("has hung up at {0}")]
     HungUpAt(String),
     /// It does not answer.
-    #[error("does not answer {request} within {seconds} s")]
+    #[error("has not answered {request} after {seconds} s")]
     Silent {
         /// What it was asked.
         request: String,
@@ -93,10 +93,12 @@ pub enum BackendError {
 pub(super) struct Channel {
     socket: Arc<UnixStream>,
     timeout: Duration,
+    /// When all answers of this conversation have to be there.
+    deadline: Instant,
 }
 
 impl Channel {
-    /// Connects to the socket at `path`. Each answer then has to come within `timeout`.
+    /// Connects to the socket at `path`, and begins a conversation, all of which may take `timeout`.
     pub(super) fn connect(path: &Path, timeout: Duration) -> Result<Self, BackendError> {
         let address =
             SocketAddrUnix::new(path).map_err(|error| BackendError::Connect(io::Error::from(error)))?;
@@ -105,7 +107,19 @@ impl Channel {
         connect(&socket, &address).map_err(|error| BackendError::Connect(io::Error::from(error)))?;
         let socket = UnixStream::from(socket);
         socket.set_nonblocking(false).map_err(BackendError::Socket)?;
-        Ok(Channel { socket: Arc::new(socket), timeout })
+        Ok(Channel { socket: Arc::new(socket), timeout, deadline: Instant::now() + timeout })
+    }
+
+    /// Begins another conversation: one deadline for all of it, or a back end that takes its time for each answer would stop a vCPU for
+    /// minutes.
+    pub(super) fn begin(&mut self) {
+        self.deadline = Instant::now() + self.timeout;
+    }
+
+    /// How much of the conversation's time is left.
+    fn left(&self, request: Request) -> Result<Duration, BackendError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(self.failure(request, ErrorKind::TimedOut.into())) } else { Ok(left) }
     }
 
     /// The socket, to wait for its end on.
@@ -113,20 +127,19 @@ impl Channel {
         self.socket.clone()
     }
 
-    /// Sends a message, and returns until when its reply has to be there.
+    /// Sends a message.
     pub(super) fn send(
         &mut self,
         request: Request,
         extra_flags: u32,
         payload: &[u8],
         fds: &[BorrowedFd<'_>],
-    ) -> Result<Instant, BackendError> {
-        let deadline = Instant::now() + self.timeout;
+    ) -> Result<(), BackendError> {
         // No payload here is as long as that.
         let size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { request: request as u32, flags: flags::VERSION | extra_flags, size };
         let bytes = [&header.encode()[..], payload].concat();
-        self.socket.set_write_timeout(Some(self.timeout)).map_err(BackendError::Socket)?;
+        self.socket.set_write_timeout(Some(self.left(request)?)).map_err(BackendError::Socket)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_REGIONS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -139,19 +152,13 @@ impl Channel {
             }
         };
         let rest = |sent: usize| self.socket.as_ref().write_all(bytes.get(sent..).unwrap_or_default());
-        sent.and_then(rest).map_err(|error| self.failure(request, error))?;
-        Ok(deadline)
+        sent.and_then(rest).map_err(|error| self.failure(request, error))
     }
 
     /// Receives the reply to `request`, which has exactly the size of `payload`.
-    pub(super) fn receive(
-        &mut self,
-        request: Request,
-        deadline: Instant,
-        payload: &mut [u8],
-    ) -> Result<(), BackendError> {
+    pub(super) fn receive(&mut self, request: Request, payload: &mut [u8]) -> Result<(), BackendError> {
         let mut header = [0; HEADER_SIZE];
-        self.read(request, deadline, &mut header)?;
+        self.read(request, &mut header)?;
         let header = Header::decode(header);
         if header.request != request as u32
             || header.flags & !flags::NEED_REPLY != flags::VERSION | flags::REPLY
@@ -163,21 +170,13 @@ impl Channel {
             let (expected, got) = (payload.len(), header.size);
             return Err(BackendError::ReplySize { request: request.to_string(), expected, got });
         }
-        self.read(request, deadline, payload)
+        self.read(request, payload)
     }
 
     /// Fills `bytes`. Descriptors that come with them are closed by the kernel, since nobody has room for them.
-    fn read(
-        &mut self,
-        request: Request,
-        deadline: Instant,
-        mut bytes: &mut [u8],
-    ) -> Result<(), BackendError> {
+    fn read(&mut self, request: Request, mut bytes: &mut [u8]) -> Result<(), BackendError> {
         while !bytes.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(self.failure(request, ErrorKind::TimedOut.into()));
-            }
+            let left = self.left(request)?;
             self.socket.set_read_timeout(Some(left)).map_err(BackendError::Socket)?;
             match self.socket.as_ref().read(bytes) {
                 Ok(0) => return Err(BackendError::HungUpAt(request.to_string())),

@@ -81,18 +81,33 @@ fn a_back_end_that_hangs_up_is_refused_with_what_it_was_asked() {
 fn a_back_end_that_falls_silent_is_refused_with_what_it_was_asked() {
     let place = Place::new();
     let peer = place.next(Abilities::default(), |mut peer| {
-        peer.serve_until(Request::GetProtocolFeatures);
+        peer.receive();
         peer.receive()
     });
     let error = all_of(&VhostUser::open_with(&fs(&place), SHORT).unwrap_err());
-    assert!(error.contains("does not answer GET_PROTOCOL_FEATURES"), "{error}");
+    assert!(error.contains("has not answered GET_FEATURES"), "{error}");
     assert!(peer.join().unwrap().is_none());
+}
+
+#[test]
+fn a_back_end_that_takes_its_time_for_each_answer_has_one_deadline_for_all() {
+    let place = Place::new();
+    let peer = place.next(Abilities::default(), |mut peer| {
+        while let Some(message) = peer.receive() {
+            // Slow, and yet in time.
+            std::thread::sleep(SHORT * 2 / 3);
+            peer.answer(&message);
+        }
+    });
+    let error = all_of(&VhostUser::open_with(&fs(&place), SHORT).unwrap_err());
+    assert!(error.contains("has not answered"), "{error}");
+    peer.join().unwrap();
 }
 
 #[test]
 fn a_back_end_that_only_listens_is_refused() {
     let error = all_of(&VhostUser::open_with(&fs(&Place::new()), SHORT).unwrap_err());
-    assert!(error.contains("does not answer GET_FEATURES"), "{error}");
+    assert!(error.contains("has not answered GET_FEATURES"), "{error}");
 }
 
 #[test]

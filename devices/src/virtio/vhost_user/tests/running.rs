@@ -234,17 +234,19 @@ fn memory_that_nobody_else_can_map_makes_requests_fail() {
 }
 
 #[test]
-fn a_back_end_that_will_not_let_go_of_a_queue_is_left() {
+fn a_back_end_that_lies_about_a_queue_that_it_shall_let_go_is_left() {
     let place = Place::new();
     let peer = place.next(Abilities::default(), |mut peer| {
-        peer.serve_until(Request::GetVringBase);
+        let (_, message) = peer.serve_until(Request::GetVringBase);
+        peer.reply(&message, &[0; 4096]);
         peer.receive()
     });
-    let device = VhostUser::open_with(&fs(&place), SHORT).unwrap();
-    let driver = Driver::with_memory(Arc::new(device), shared_memory());
+    let device = Arc::new(VhostUser::open_with(&fs(&place), LONG).unwrap());
+    let driver = Driver::with_memory(device.clone(), shared_memory());
     driver.bring_up(0, &[128, 128]);
     driver.set_status(0);
     assert_eq!(driver.status(), 0);
+    assert!(lock(&device.shared.state).backend.is_none());
     assert!(peer.join().unwrap().is_none());
 }
 
