@@ -244,12 +244,8 @@ pub trait Vcpu {
     fn reset(&mut self, boot: BootState) -> Result<(), HypervisorError>;
 
     /// Says for how long, since the machine was made, all its vCPUs together were stopped: time that the guest's virtual counter leaves
-    /// out. Every vCPU is told, with the same value, before it runs again. A backend that cannot keep the counter does nothing, and the
-    /// guest sees time pass.
-    fn set_stopped_time(&mut self, total: Duration) -> Result<(), HypervisorError> {
-        let _ = total;
-        Ok(())
-    }
+    /// out. Every vCPU is told, with the same value, before it runs again.
+    fn set_stopped_time(&mut self, total: Duration) -> Result<(), HypervisorError>;
 
     /// A human-readable dump of the registers, for fault reports and monitors.
     fn describe(&self) -> String;

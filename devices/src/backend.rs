@@ -4,3 +4,6 @@ pub mod chardev;
 pub mod disk;
 pub mod net;
 pub mod ninep;
+mod socket_file;
+
+pub use socket_file::BindError;

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use hvrun_arch::{IrqChip, Spi};
+use hvrun_devices::backend::BindError;
 use hvrun_devices::backend::chardev::escape::{EscapeCommand, EscapeFilter};
 use hvrun_devices::backend::chardev::terminal::{self, RawTerminal};
 use hvrun_devices::backend::chardev::{
@@ -569,7 +570,7 @@ fn a_socket_in_use_is_refused_and_left_alone() {
     let path = dir.path().join("serial");
     let _other = UnixListener::bind(&path).unwrap();
     let error = open(&ChardevConfig::Unix(path.clone()), None).unwrap_err();
-    assert!(matches!(error, ChardevError::InUse { .. }), "{error}");
+    assert!(matches!(error, ChardevError::Socket { source: BindError::InUse, .. }), "{error}");
     assert!(UnixStream::connect(path).is_ok());
 }
 
@@ -579,7 +580,7 @@ fn a_path_that_is_no_socket_is_refused_and_left_alone() {
     let path = dir.path().join("precious");
     fs::write(&path, "data").unwrap();
     let error = open(&ChardevConfig::Unix(path.clone()), None).unwrap_err();
-    assert!(matches!(error, ChardevError::NotASocket { .. }), "{error}");
+    assert!(matches!(error, ChardevError::Socket { source: BindError::NotASocket, .. }), "{error}");
     assert_eq!(fs::read_to_string(path).unwrap(), "data");
 }
 
@@ -587,7 +588,10 @@ fn a_path_that_is_no_socket_is_refused_and_left_alone() {
 fn a_socket_path_that_is_too_long_says_how_long_it_may_be() {
     let path = format!("/tmp/{}", "x".repeat(200));
     let error = open(&ChardevConfig::Unix(path.into()), None).unwrap_err();
-    assert!(matches!(error, ChardevError::PathTooLong { len: 205, max: 100..=107, .. }), "{error}");
+    assert!(
+        matches!(error, ChardevError::Socket { source: BindError::TooLong { len: 205, max: 100..=107 }, .. }),
+        "{error}"
+    );
 }
 
 #[test]

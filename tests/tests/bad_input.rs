@@ -510,7 +510,7 @@ fn console_socket_on_which_somebody_listens_is_named_and_left_alone() -> Result<
     let path = dir.path().join("shell.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&path)?;
     let console = format!("unix:{}", path.display());
-    let words = ["console", &*path.to_string_lossy(), "already listens"];
+    let words = ["console", &*path.to_string_lossy(), "another process uses it"];
     devices_are_refused(&["--console", &console], &words)?;
     ensure!(path.exists(), "the socket of another program was removed");
     Ok(())

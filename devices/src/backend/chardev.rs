@@ -30,6 +30,8 @@ use serde::{Deserialize, Serialize};
 pub use null::Null;
 pub use stream::Stream;
 
+use super::BindError;
+
 /// The host's end of a serial line. Every call but [`CharBackend::flush`] returns at once and may come from any thread, also
 /// under the calling device's lock; the backend never calls the device from within one.
 pub trait CharBackend: Send + Sync + fmt::Debug {
@@ -227,37 +229,13 @@ pub enum ChardevError {
         /// Why not.
         source: io::Error,
     },
-    /// The socket's path does not fit into a socket address.
-    #[error(
-        "the socket path {path} has {len} bytes; a unix socket's path has at most {max}, so use a shorter one"
-    )]
-    PathTooLong {
-        /// The path.
-        path: PathBuf,
-        /// Its length in bytes.
-        len: usize,
-        /// The host's limit.
-        max: usize,
-    },
-    /// Somebody listens on the socket already.
-    #[error("somebody already listens on {path}; stop that program or use another path")]
-    InUse {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The path names something that is no socket, and is left alone.
-    #[error("{path} exists and is not a socket; remove it or use another path")]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
     /// The socket cannot be made.
     #[error("cannot listen on the unix socket {path}")]
     Socket {
         /// The path.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        source: BindError,
     },
     /// Nobody listens on the socket.
     #[error(
@@ -267,7 +245,7 @@ pub enum ChardevError {
         /// The path.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        source: BindError,
     },
     /// The host gives no pseudo-terminal.
     #[error("cannot make a pseudo-terminal")]

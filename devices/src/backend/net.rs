@@ -13,7 +13,6 @@ pub mod vde;
 
 mod datagram;
 mod frames;
-mod socket_file;
 #[cfg(test)]
 mod testing;
 

@@ -199,6 +199,12 @@ impl Virtqueue {
         if more { Err(QueueError::Chain(chain.head)) } else { Ok(true) }
     }
 
+    /// Whether another chain is there to be taken.
+    pub fn has_more(&self, memory: &GuestMemory) -> bool {
+        let available = self.queue.avail_idx(memory, Ordering::Acquire);
+        !self.broken && available.is_ok_and(|available| available.0 != self.queue.next_avail())
+    }
+
     /// Puts the chain that was taken last back, to be taken again.
     pub fn undo_pop(&mut self) {
         if !self.broken {

@@ -35,6 +35,7 @@ pub mod virtio;
 mod guest;
 mod input;
 mod parts;
+mod ring;
 
 pub use mutate::Mutator;
 pub use runner::Failure;

@@ -7,13 +7,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use hvrun_devices::backend::net::user::{Protocol, UserNet};
-use hvrun_devices::backend::net::{
-    FrameInfo, NetBackend, Offloads, PartialChecksum, RxRing, Transmit, TxFrame,
-};
+use hvrun_devices::backend::net::{FrameInfo, NetBackend, Offloads, PartialChecksum, Transmit, TxFrame};
 use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 
 use crate::input::{Input, Op};
+use crate::ring::Ring;
 
 /// Most operations of one input.
 const MOST_OPS: usize = 512;
@@ -88,33 +87,6 @@ struct Connection {
     ack: u32,
     /// The other side's port, where it is not the server's.
     peer: Option<([u8; 4], u16)>,
-}
-
-/// Room for frames, and what was put there.
-#[derive(Debug, Default)]
-struct Ring {
-    room: usize,
-    frames: Vec<(Vec<u8>, FrameInfo)>,
-}
-
-impl RxRing for Ring {
-    fn put(
-        &mut self,
-        max: usize,
-        fill: &mut dyn FnMut(&[VolatileSlice<'_>]) -> Option<(usize, FrameInfo)>,
-    ) -> bool {
-        if self.frames.len() >= self.room {
-            return false;
-        }
-        let mut bytes = vec![0; max];
-        let slices: Vec<_> = bytes.chunks_mut(1000).map(VolatileSlice::from).collect();
-        if let Some((len, info)) = fill(&slices) {
-            assert!(len <= max, "a frame of {len} bytes in room for {max}");
-            bytes.truncate(len);
-            self.frames.push((bytes, info));
-        }
-        true
-    }
 }
 
 struct World {
@@ -276,7 +248,7 @@ impl World {
     fn work(&mut self, room: usize) {
         self.net.service(Instant::now() + self.ahead).expect("there is no other end that could be gone");
         self.net.flush();
-        let mut ring = Ring { room, frames: Vec::new() };
+        let mut ring = Ring::new(room);
         self.net.receive(&mut ring).expect("there is no other end that could be gone");
         for (frame, info) in ring.frames {
             self.take(&frame, info);
@@ -330,7 +302,7 @@ impl World {
         let most = self.descriptors + own + self.net.connections();
         let now = descriptors();
         assert!(now <= most, "{now} descriptors are open, and no more than {most} are accounted for");
-        let mut ring = Ring { room: usize::MAX, frames: Vec::new() };
+        let mut ring = Ring::new(usize::MAX);
         self.net.receive(&mut ring).expect("there is no other end that could be gone");
         let len: usize = ring.frames.iter().map(|(frame, _)| frame.len()).sum();
         assert!(ring.frames.len() <= MOST_WAITING + 64 * (PORTS + 1), "{} frames waited", ring.frames.len());
@@ -582,7 +554,7 @@ mod tests {
         let mut world = World::new(false);
         let answered = |world: &mut World, which: u8| {
             world.send(&mut seed(which), true);
-            let mut ring = Ring { room: 8, frames: Vec::new() };
+            let mut ring = Ring::new(8);
             world.net.receive(&mut ring).unwrap();
             !ring.frames.is_empty()
         };

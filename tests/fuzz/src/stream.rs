@@ -7,41 +7,16 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use hvrun_devices::backend::net::socket::Stream;
-use hvrun_devices::backend::net::{FrameInfo, NetBackend, RxRing, TxFrame};
+use hvrun_devices::backend::net::{FrameInfo, NetBackend, TxFrame};
 use vm_memory::VolatileSlice;
+
+use crate::ring::Ring;
 
 /// Room for so many frames at a time.
 const ROOM: usize = 4;
 /// The shortest and the longest frame: an Ethernet header alone, and IP's longest packet behind one with a tag.
 const SHORTEST: usize = 14;
 const LONGEST: usize = 65_535 + 18;
-
-#[derive(Debug, Default)]
-struct Ring {
-    room: usize,
-    frames: Vec<Vec<u8>>,
-}
-
-impl RxRing for Ring {
-    fn put(
-        &mut self,
-        max: usize,
-        fill: &mut dyn FnMut(&[VolatileSlice<'_>]) -> Option<(usize, FrameInfo)>,
-    ) -> bool {
-        if self.room == 0 {
-            return false;
-        }
-        let mut bytes = vec![0; max];
-        let slices: Vec<_> = bytes.chunks_mut(1000).map(VolatileSlice::from).collect();
-        if let Some((len, _)) = fill(&slices) {
-            assert!(len <= max, "a frame of {len} bytes in room for {max}");
-            bytes.truncate(len);
-            self.room -= 1;
-            self.frames.push(bytes);
-        }
-        true
-    }
-}
 
 /// The frames that `bytes` are, up to the first length that none has, and whether there is such a one.
 fn frames(mut bytes: &[u8]) -> (Vec<&[u8]>, bool) {
@@ -63,10 +38,10 @@ pub fn run(bytes: &[u8]) {
     let Some((piece, bytes)) = bytes.split_first() else { return };
     let (ours, mut peer) = UnixStream::pair().expect("a descriptor is left");
     let mut stream = Stream::adopt(OwnedFd::from(ours), "peer").expect("it is a socket");
-    let mut ring = Ring::default();
+    let mut ring = Ring::new(0);
     let mut gone = false;
     let mut step = |stream: &mut Stream, ring: &mut Ring| {
-        ring.room = ROOM;
+        ring.grow(ROOM);
         let now = Instant::now();
         gone |= stream.service(now).is_err() || stream.receive(ring).is_err();
         gone
@@ -84,7 +59,7 @@ pub fn run(bytes: &[u8]) {
     while !step(&mut stream, &mut ring) {}
     let (expected, _) = frames(bytes);
     let expected = expected.into_iter().filter(|frame| frame.len() >= SHORTEST);
-    let got = ring.frames.iter().map(Vec::as_slice);
+    let got = ring.frames.iter().map(|(frame, _)| frame.as_slice());
     assert!(got.clone().count() <= expected.clone().count(), "there are more frames than were sent");
     for (got, expected) in got.zip(expected) {
         assert_eq!(got, expected, "a frame is another than was sent");

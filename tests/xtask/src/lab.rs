@@ -76,6 +76,7 @@ const MACHINES: [Machine; 2] = [
             "linux_boots_with_2_cpus",
             "linux_boots_with_4_cpus",
             "linux_boots_with_8_cpus",
+            "pause_is_left_out_of_the_guest_s_time",
             "devices_work_by_pci_and_after_two_reboots",
         ],
     },

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ, KVM_MP_STATE_STOPPED,
@@ -96,6 +97,10 @@ impl Vcpu for KvmVcpu {
             Err(error) => self.machine.start().fail(error),
         }
         restarted
+    }
+
+    fn set_stopped_time(&mut self, total: Duration) -> Result<(), HypervisorError> {
+        self.machine.clock().leave_out(total, &mut self.cpu)
     }
 
     fn describe(&self) -> String {

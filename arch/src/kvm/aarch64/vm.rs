@@ -9,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::clock::Clock;
 use super::gic::Vgic;
 use super::vcpu::{self, KvmVcpu};
 use crate::aarch64::gicv3::v2m;
@@ -35,6 +36,7 @@ pub(super) struct Machine {
     layout: Layout,
     /// After a reset the CPUs start together.
     start: Arc<Rendezvous>,
+    clock: Clock,
     target: kvm_vcpu_init,
     inject_aborts: bool,
     /// Mapped into the VM, so it goes last.
@@ -76,6 +78,7 @@ impl KvmVm {
             fd,
             layout: config.layout,
             start: Arc::new(Rendezvous::new(config.cpus)),
+            clock: Clock::default(),
             target,
             inject_aborts,
             memory: config.memory,
@@ -126,6 +129,10 @@ impl Machine {
 
     pub(super) fn start(&self) -> &Arc<Rendezvous> {
         &self.start
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Whether KVM_SET_VCPU_EVENTS can make an external data abort.

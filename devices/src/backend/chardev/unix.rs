@@ -3,11 +3,8 @@
 //! Output while nobody is connected vanishes. The file of a socket that listens goes away with the stream. The connections are
 //! our own open files, so they may be non-blocking.
 
-use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -21,7 +18,8 @@ use super::fd::poll;
 use super::output::Direct;
 use super::stream::{Parts, Source, Stream};
 use super::{ChardevError, Peer};
-use crate::sys::{SEND_NO_SIGNAL, UNIX_PATH_MAX};
+use crate::backend::socket_file::{BindError, SocketFile, check_length};
+use crate::sys::SEND_NO_SIGNAL;
 use crate::util::lock;
 
 /// Bytes that a connection's own buffer shall take at least: what a guest can write ahead of a slow reader without waiting.
@@ -30,19 +28,16 @@ const SEND_BUFFER: usize = 256 * 1024;
 impl Stream {
     /// Listens at `path`. A socket file that a dead process left behind is replaced; anything else there is left alone.
     pub fn unix(path: &Path) -> Result<Stream, ChardevError> {
-        let listener = bind(path)?;
-        let failed = |source| ChardevError::Socket { path: path.to_owned(), source };
-        listener.set_nonblocking(true).map_err(failed)?;
-        let file = SocketFile::of(path).map_err(failed)?;
+        let (listener, file) = listen(path)?;
+        listener.set_nonblocking(true).map_err(|error| socket_error(path, error))?;
         Stream::on_sockets(&format!("unix:{}", path.display()), Some((listener, file)), None, None)
     }
 
     /// Like [`Stream::unix`], but returns only when the first client is there.
     pub fn unix_wait(path: &Path) -> Result<Stream, ChardevError> {
-        let listener = bind(path)?;
-        let failed = |source| ChardevError::Socket { path: path.to_owned(), source };
-        let file = SocketFile::of(path).map_err(failed)?;
+        let (listener, file) = listen(path)?;
         log::info!("waiting for a client on {}", path.display());
+        let failed = |error| socket_error(path, error);
         let (first, _) = listener.accept().map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         Stream::on_sockets(&format!("unix:{}", path.display()), Some((listener, file)), Some(first), None)
@@ -50,20 +45,18 @@ impl Stream {
 
     /// Connects to `path`, where another program listens. When that one hangs up, output vanishes from then on.
     pub fn unix_connect(path: &Path) -> Result<Stream, ChardevError> {
-        check_length(path)?;
-        let failed = |source| ChardevError::Connect { path: path.to_owned(), source };
-        let stream = UnixStream::connect(path).map_err(failed)?;
+        check_length(path).map_err(|source| connect_error(path, source))?;
+        let stream = UnixStream::connect(path).map_err(|error| connect_error(path, error))?;
         Stream::on_sockets(&format!("unix-connect:{}", path.display()), None, Some(stream), None)
     }
 
     /// Connects to `path` as soon as another program listens there, and again when that one has hung up; an attempt is made every
     /// `pause`. Output in between vanishes.
     pub fn unix_reconnect(path: &Path, pause: Duration) -> Result<Stream, ChardevError> {
-        check_length(path)?;
+        check_length(path).map_err(|source| connect_error(path, source))?;
         let first = UnixStream::connect(path).ok();
         // Absolute, because the process may change its directory.
-        let absolute = std::path::absolute(path);
-        let path = absolute.map_err(|source| ChardevError::Connect { path: path.to_owned(), source })?;
+        let path = std::path::absolute(path).map_err(|error| connect_error(path, error))?;
         let name = format!("unix-connect:{}", path.display());
         let again = Reconnect { path, pause, next: Instant::now() + pause };
         Stream::on_sockets(&name, None, first, Some(again))
@@ -111,65 +104,16 @@ impl Stream {
     }
 }
 
-/// Refuses a path that no socket address can hold.
-fn check_length(path: &Path) -> Result<(), ChardevError> {
-    let len = path.as_os_str().as_bytes().len();
-    if len > UNIX_PATH_MAX {
-        return Err(ChardevError::PathTooLong { path: path.to_owned(), len, max: UNIX_PATH_MAX });
-    }
-    Ok(())
+fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ChardevError> {
+    SocketFile::listen(path).map_err(|source| socket_error(path, source))
 }
 
-/// Binds `path`, after moving a stale socket out of the way.
-fn bind(path: &Path) -> Result<UnixListener, ChardevError> {
-    check_length(path)?;
-    let failed = |source| ChardevError::Socket { path: path.to_owned(), source };
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-        result => return result.map_err(failed),
-    }
-    if !fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
-        return Err(ChardevError::NotASocket { path: path.to_owned() });
-    }
-    match UnixStream::connect(path) {
-        // Nobody has it open any more.
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(failed(error)),
-        // Connected, or its queue of callers is full.
-        _ => return Err(ChardevError::InUse { path: path.to_owned() }),
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
-        _ => UnixListener::bind(path).map_err(failed),
-    }
+fn socket_error(path: &Path, source: impl Into<BindError>) -> ChardevError {
+    ChardevError::Socket { path: path.to_owned(), source: source.into() }
 }
 
-/// The socket's file, removed on drop unless somebody has put another in its place.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        // Absolute, because the process may change its directory.
-        Ok(SocketFile { path: std::path::absolute(path)?, identity: Self::identity(path)? })
-    }
-
-    fn identity(path: &Path) -> io::Result<(u64, u64)> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok((metadata.dev(), metadata.ino()))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if Self::identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
+fn connect_error(path: &Path, source: impl Into<BindError>) -> ChardevError {
+    ChardevError::Connect { path: path.to_owned(), source: source.into() }
 }
 
 /// Whom output goes to, shared between the threads.

@@ -25,9 +25,6 @@ const YIELDS: u32 = 16;
 /// How long a frame waits that was refused so.
 const RETRY: Duration = Duration::from_micros(500);
 
-/// Frames that one call moves at most; the descriptor stays ready if there are more.
-const BATCH: usize = 512;
-
 /// The socket.
 #[derive(Debug)]
 pub(super) struct Datagrams {
@@ -106,35 +103,20 @@ impl Datagrams {
 
     /// Puts what has come into `ring`.
     pub(super) fn receive(&mut self, ring: &mut dyn RxRing) -> Result<(), Errno> {
+        let (socket, max) = (self.socket.as_fd(), self.max);
         self.blocked = false;
-        for _ in 0..BATCH {
-            let (socket, max) = (self.socket.as_fd(), self.max);
-            let mut outcome = Ok(());
-            let room = ring.put(max, &mut |slices| match frames::receive(socket, slices, max) {
-                Ok(received) => usable(received).map(|len| (len, FrameInfo::default())),
-                Err(error) => {
-                    outcome = Err(error);
-                    None
-                }
-            });
-            match outcome {
-                Ok(()) if room => {}
-                Ok(()) => {
-                    self.blocked = true;
-                    return Ok(());
-                }
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(error) if is_passing(error) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.blocked = frames::receive_all(ring, max, |slices| match frames::receive(socket, slices, max) {
+            Ok(received) => Ok(usable(received).map(|len| (len, FrameInfo::default()))),
+            Err(error) if is_passing(error) => Ok(None),
+            Err(error) => Err(error),
+        })?;
         Ok(())
     }
 
     /// Takes one frame into `buffer`, which it replaces. `false`: there is none.
     pub(super) fn take(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Errno> {
         self.blocked = false;
-        for _ in 0..BATCH {
+        for _ in 0..frames::BATCH {
             buffer.clear();
             buffer.resize(self.max, 0);
             let received = {

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::{PtrGuard, PtrGuardMut};
 
-use super::TxFrame;
+use super::{FrameInfo, RxRing, TxFrame};
 use crate::sys::SEND_NO_SIGNAL;
 
 /// Longest frame that anybody sends: the largest IP packet behind an Ethernet header with an 802.1Q tag.
@@ -55,6 +55,34 @@ pub(super) fn write(fd: BorrowedFd<'_>, header: &[u8], frame: &TxFrame<'_, '_>) 
         // SAFETY: the ranges are memory that `header` and live guards stand for; the call only reads them.
         unsafe { libc::writev(fd.as_raw_fd(), ranges.as_ptr(), ranges.len() as i32) }
     })
+}
+
+/// Frames that are taken in a row before others get their turn.
+pub(super) const BATCH: usize = 512;
+
+/// Puts what `receive` gives into `ring`, until it says [`Errno::AGAIN`] or another error, which is returned. `Ok(None)` is a frame that
+/// nobody gets. Returns whether there was no room for more.
+pub(super) fn receive_all(
+    ring: &mut dyn RxRing,
+    max: usize,
+    mut receive: impl FnMut(&[VolatileSlice<'_>]) -> Result<Option<(usize, FrameInfo)>, Errno>,
+) -> Result<bool, Errno> {
+    for _ in 0..BATCH {
+        let mut failed = None;
+        let room = ring.put(max, &mut |slices| {
+            receive(slices).unwrap_or_else(|error| {
+                failed = Some(error);
+                None
+            })
+        });
+        match failed {
+            None if room => {}
+            None => return Ok(true),
+            Some(Errno::AGAIN) => return Ok(false),
+            Some(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// What has come with a datagram.

@@ -15,8 +15,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use super::NetBackend;
+use crate::backend::BindError;
 
-pub use super::socket_file::BindError;
 pub use address::{AddressError, SocketAddress};
 pub use config::SocketConfig;
 pub use dgram::Dgram;

@@ -122,6 +122,21 @@ struct Port {
     dropped: u64,
 }
 
+impl Port {
+    /// A port of which `event` tells its card.
+    fn new(event: Arc<Event>) -> Self {
+        Port {
+            queue: VecDeque::new(),
+            bytes: 0,
+            event,
+            signalled: false,
+            since: Instant::now(),
+            waiting: Vec::new(),
+            dropped: 0,
+        }
+    }
+}
+
 impl Switch {
     /// A switch that no name leads to, only the result; `name` is for messages. Its ports go into cards of the program's own
     /// ([`Net::new`](crate::virtio::net::Net::new)).
@@ -154,16 +169,7 @@ impl Switch {
         }
         let number = inner.next;
         inner.next += 1;
-        let port = Port {
-            queue: VecDeque::new(),
-            bytes: 0,
-            event: event.clone(),
-            signalled: false,
-            since: Instant::now(),
-            waiting: Vec::new(),
-            dropped: 0,
-        };
-        inner.ports.insert(number, port);
+        inner.ports.insert(number, Port::new(event.clone()));
         Ok(SwitchPort { switch: self.clone(), number, event, taken: VecDeque::new(), retry: None })
     }
 }

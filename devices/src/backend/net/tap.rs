@@ -39,9 +39,6 @@ const GSO_TCPV6: u8 = 4;
 /// Bytes of an 802.1Q tag, by which a frame may be longer than header and MTU.
 const TAG: usize = 4;
 
-/// Frames that one call moves at most; the descriptor stays ready if there are more.
-const BATCH: usize = 512;
-
 /// Which interface: the value of `--net tap:IF[,create]`. Data only; [`Tap::open`] makes it real.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -242,32 +239,16 @@ impl NetBackend for Tap {
 
     fn receive(&mut self, ring: &mut dyn RxRing) -> io::Result<()> {
         self.blocked = false;
-        for _ in 0..BATCH {
-            if self.gone {
-                break;
-            }
-            let (fd, max, guest) = (self.fd.as_fd(), self.max_frame(), self.guest);
-            let mut outcome = Ok(());
-            let room = ring.put(max, &mut |slices| {
-                let mut header = [0; HEADER];
-                match frames::read(fd, &mut header, slices, max) {
-                    Ok(len) => usable(len.checked_sub(HEADER)?, decode(header), guest),
-                    Err(error) => {
-                        outcome = Err(error);
-                        None
-                    }
-                }
-            });
-            match outcome {
-                Ok(()) if room => {}
-                Ok(()) => {
-                    self.blocked = true;
-                    break;
-                }
-                Err(Errno::AGAIN) => break,
-                Err(error) => return Err(self.fail(error)),
-            }
+        if self.gone {
+            return Ok(());
         }
+        let (fd, max, guest) = (self.fd.as_fd(), self.max_frame(), self.guest);
+        let received = frames::receive_all(ring, max, |slices| {
+            let mut header = [0; HEADER];
+            let len = frames::read(fd, &mut header, slices, max)?;
+            Ok(len.checked_sub(HEADER).and_then(|len| usable(len, decode(header), guest)))
+        });
+        self.blocked = received.map_err(|error| self.fail(error))?;
         Ok(())
     }
 

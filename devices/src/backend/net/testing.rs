@@ -28,6 +28,14 @@ impl Ring {
         self.got.iter().map(|(bytes, _)| bytes.clone()).collect()
     }
 
+    pub(super) fn clear(&mut self) {
+        self.got.clear();
+    }
+
+    pub(super) fn take(self) -> Vec<(Vec<u8>, FrameInfo)> {
+        self.got
+    }
+
     pub(super) fn with_info(&self) -> &[(Vec<u8>, FrameInfo)] {
         &self.got
     }

@@ -20,11 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use self::plug::{Plugged, Progress, Request};
 use super::datagram::Datagrams;
-use super::socket_file::SocketFile;
 use super::{FrameInfo, Interest, NetBackend, Offloads, RxRing, Transmit, TxFrame, frames};
+use crate::backend::BindError;
+use crate::backend::socket_file::SocketFile;
 use crate::options::{OptionError, OptionList};
-
-pub use super::socket_file::BindError;
 
 /// Longest frame on the wire: 14 bytes of header, a tag, 1500 of payload. The switch has no more room (vde2, `struct bipkt`).
 const MAX_FRAME: usize = 1518;

@@ -8,21 +8,10 @@ use std::time::Duration;
 use rustix::event::kqueue::{Event, EventFilter, EventFlags, kevent, kqueue};
 use rustix::net::{AddressFamily, Protocol, SocketType, ipproto, socket};
 
+use crate::sys::net::Ready;
+
 /// A ping socket hands over IPv4's ICMP messages with the IP header before them (icmp(4)).
 pub(crate) const PING_HAS_IP_HEADER: bool = true;
-
-/// What has become of a watched socket.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ready {
-    /// The key it was added with.
-    pub(crate) key: u64,
-    /// There is something to read, or an end.
-    pub(crate) readable: bool,
-    /// There is room, or an error.
-    pub(crate) writable: bool,
-    /// The other end sends no more, or there is an error: reading will tell.
-    pub(crate) ended: bool,
-}
 
 /// Many descriptors, each reported once per change, behind one that is readable while there are reports. What is closed is
 /// forgotten.

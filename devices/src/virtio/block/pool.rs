@@ -1,11 +1,13 @@
 //! Which thread serves which request of a disk.
 //!
 //! The thread that a doorbell wakes serves what it finds itself: a quick request costs one wake-up. While requests do not wait, one
-//! thread serves them all, one after the other, and interrupts the driver once for several. Two things bring in more threads:
+//! thread serves them all, one after the other, and interrupts the driver once for several. Three things bring in more threads:
 //! - *Slow mode*: when requests wait long that the host can run several of, or for one of a kind that always does, a thread first
 //!   sees to it that another one looks at the queue, and then blocks. As many requests as there are threads ([`MAX_THREADS`]) are in
 //!   flight at the host. What counts is that the thread slept, not what the clock says: a request that takes long because the host's
 //!   CPU is slow or busy is not done sooner by more threads, and each hand-over makes it worse.
+//! - *Large requests*: where several wait and the host has another CPU, another thread comes. While one copies, the other takes its
+//!   request apart, and copies, too, where the host lets it.
 //! - *The watch*: a thread that ticks while there is work. Where no request has made progress for a tick and nobody listens to the
 //!   doorbell, it calls in another thread. So a request that is slow against expectation holds up the others for a tick or two, and
 //!   no longer.
@@ -15,9 +17,10 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, available_parallelism};
 use std::time::{Duration, Instant};
 
 use hvrun_arch::GuestMemory;
@@ -44,6 +47,8 @@ const QUIET_TICKS: u32 = 8;
 const SLOW: Duration = Duration::from_micros(50);
 /// Where requests take less on average, whether they wait is not asked: asking costs a tenth of this.
 const QUICK: Duration = Duration::from_micros(6);
+/// From so many bytes on, a request is large: copying them takes longer than calling in another thread.
+const LARGE: usize = 256 << 10;
 /// How many answers may wait for a common interrupt while the thread goes on.
 const BATCH: u32 = 8;
 
@@ -73,6 +78,8 @@ struct Served {
 
 struct Shared {
     unit: Arc<Unit>,
+    /// How many the host has.
+    cpus: usize,
     doorbell: Event,
     roster: Mutex<Roster>,
     /// For threads with nothing to do.
@@ -120,6 +127,11 @@ impl Load {
     /// Whether requests wait long enough for more threads to be worth it.
     pub(super) fn is_slow(&self) -> bool {
         self.slow.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request of `len` bytes is better served beside the next one than before it, on a host with `cpus` CPUs.
+    pub(super) fn wants_company(&self, len: usize, cpus: usize) -> bool {
+        len >= LARGE && self.executing.load(Ordering::SeqCst) + 1 < cpus
     }
 
     /// How often this thread has waited so far, where that is worth asking.
@@ -190,6 +202,7 @@ impl Pool {
     pub(super) fn new(unit: Arc<Unit>) -> io::Result<Self> {
         Ok(Pool(Arc::new(Shared {
             unit,
+            cpus: available_parallelism().map_or(1, NonZero::get),
             doorbell: Event::new()?,
             roster: Mutex::default(),
             wanted: Condvar::new(),
@@ -408,13 +421,15 @@ impl Shared {
                 continue;
             }
             found = true;
+            let len = chain.readable_len().saturating_add(chain.writable_len());
+            let company = self.load.wants_company(len, self.cpus) && served.queue.has_more(memory);
             drop(served);
             let request = Request::parse(&chain);
             let executing = Executing::new(&self.load);
             self.wake_watch();
             // Requests that the host runs one at a time say nothing about the use of more threads.
             let parallel = request.as_ref().is_some_and(|request| request.is_parallel(&self.unit));
-            let alone = !(parallel && self.load.is_slow());
+            let alone = !(company || parallel && self.load.is_slow());
             if !alone || request.as_ref().is_some_and(Request::is_slow) {
                 self.call_another();
             }

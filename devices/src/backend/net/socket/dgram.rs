@@ -12,9 +12,9 @@ use rustix::net::SocketAddrUnix;
 
 use super::super::datagram::Datagrams;
 use super::super::frames::MAX_FRAME;
-use super::super::socket_file::{SocketFile, check_length};
 use super::super::{Interest, NetBackend, Offloads, RxRing, Transmit, TxFrame};
 use super::{SocketAddress, SocketError, adopt};
+use crate::backend::socket_file::{SocketFile, check_length};
 
 /// How often a unix peer is looked for that is not there.
 const RETRY: Duration = Duration::from_millis(200);

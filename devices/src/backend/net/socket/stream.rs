@@ -20,9 +20,9 @@ use rustix::net::sockopt::{
 use rustix::net::{AddressFamily, SocketAddrUnix};
 
 use super::super::frames::{MAX_FRAME, gather, scatter};
-use super::super::socket_file::{SocketFile, check_length};
 use super::super::{ETHERNET_HEADER, FrameInfo, Interest, NetBackend, Offloads, RxRing, Transmit, TxFrame};
 use super::{SocketAddress, SocketError, adopt};
+use crate::backend::socket_file::{SocketFile, check_length};
 use crate::sys::{SEND_NO_SIGNAL, wire};
 use crate::util::LogLimit;
 

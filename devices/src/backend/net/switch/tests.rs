@@ -199,16 +199,7 @@ fn a_switch_has_no_more_ports_than_it_says() {
     let event = Arc::new(Event::new().unwrap());
     let mut inner = lock(&switch.inner);
     for number in 0..MAX_PORTS as u64 {
-        let port = Port {
-            queue: VecDeque::new(),
-            bytes: 0,
-            event: event.clone(),
-            signalled: false,
-            since: Instant::now(),
-            waiting: Vec::new(),
-            dropped: 0,
-        };
-        inner.ports.insert(number, port);
+        inner.ports.insert(number, Port::new(event.clone()));
     }
     drop(inner);
     assert!(matches!(switch.port(), Err(SwitchError::Full(_))));

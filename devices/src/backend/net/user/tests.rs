@@ -22,6 +22,7 @@ use vm_memory::VolatileSlice;
 
 use super::packet::{Ethernet, Ip};
 use super::*;
+use crate::backend::net::testing::Ring;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const ROUTER_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
@@ -30,34 +31,6 @@ const ROUTER: [u8; 4] = [10, 0, 2, 2];
 const DNS: [u8; 4] = [10, 0, 2, 3];
 /// Longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Room for frames: as many as it is given.
-#[derive(Default)]
-struct Ring {
-    frames: Vec<(Vec<u8>, FrameInfo)>,
-    room: usize,
-}
-
-impl RxRing for Ring {
-    fn put(
-        &mut self,
-        max: usize,
-        fill: &mut dyn FnMut(&[VolatileSlice<'_>]) -> Option<(usize, FrameInfo)>,
-    ) -> bool {
-        if self.frames.len() >= self.room {
-            return false;
-        }
-        let mut bytes = vec![0; max];
-        // In two pieces, as a guest may have it.
-        let (one, two) = bytes.split_at_mut(max / 2);
-        let filled = fill(&[VolatileSlice::from(one), VolatileSlice::from(two)]);
-        if let Some((len, info)) = filled {
-            bytes.truncate(len);
-            self.frames.push((bytes, info));
-        }
-        true
-    }
-}
 
 /// smoltcp's device on the guest's side.
 #[derive(Default)]
@@ -153,9 +126,9 @@ impl Guest {
     fn step(&mut self) {
         self.net.service(Instant::now()).unwrap();
         self.net.flush();
-        let mut ring = Ring { room: 64, ..Ring::default() };
+        let mut ring = Ring::new(64);
         self.net.receive(&mut ring).unwrap();
-        for (frame, info) in ring.frames {
+        for (frame, info) in ring.take() {
             self.infos.push(info);
             let ethernet = Ethernet::parse(&frame).unwrap();
             let is_tcp = match ethernet.ethertype {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix};
 
-use super::super::socket_file::{BindError, SocketFile, check_length};
 use super::{VdeConfig, VdeError};
+use crate::backend::socket_file::{BindError, SocketFile, check_length};
 use crate::sys::wire::{self, UNIX_LAYOUT};
 
 /// `SWITCH_MAGIC` (vde2, libvdeplug.c).

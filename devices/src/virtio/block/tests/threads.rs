@@ -71,6 +71,14 @@ fn a_queue_is_in_flight_at_the_host_as_deep_as_there_are_threads() {
     assert_eq!(rings[0].wait_used(MAX_THREADS).len(), MAX_THREADS);
 }
 
+#[test]
+fn large_requests_are_served_beside_each_other_where_the_host_has_cpus_for_it() {
+    let load = Load::default();
+    assert!(load.wants_company(1 << 20, 2));
+    assert!(!load.wants_company(1 << 20, 1));
+    assert!(!load.wants_company(4096, 2));
+}
+
 /// Four times what counts as slow.
 const LONG: Duration = Duration::from_micros(200);
 

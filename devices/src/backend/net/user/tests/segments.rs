@@ -74,10 +74,10 @@ impl Raw {
     fn step(&mut self) {
         self.guest.net.service(Instant::now() + self.ahead).unwrap();
         self.guest.net.flush();
-        let mut ring = Ring { room: 64, ..Ring::default() };
+        let mut ring = Ring::new(64);
         self.guest.net.receive(&mut ring).unwrap();
-        for (frame, _) in ring.frames {
-            self.take(&frame);
+        for (frame, _) in ring.with_info() {
+            self.take(frame);
         }
     }
 

@@ -203,23 +203,23 @@ fn a_guest_with_segmentation_gets_packets_still_to_be_cut() {
     let options = [etherparse::TcpOptionElement::MaximumSegmentSize(1460)];
     builder.options(&options).unwrap().write(&mut syn, &[]).unwrap();
     guest.send(&syn);
-    let mut ring = Ring { room: 64, ..Ring::default() };
-    while ring.frames.iter().all(|(frame, _)| frame[23] != TCP) {
+    let mut ring = Ring::new(64);
+    while ring.with_info().iter().all(|(frame, _)| frame[23] != TCP) {
         guest.net.service(Instant::now()).unwrap();
         guest.net.receive(&mut ring).unwrap();
     }
-    let sequence = u32::from_be_bytes(ring.frames.last().unwrap().0[38..42].try_into().unwrap());
+    let sequence = u32::from_be_bytes(ring.with_info().last().unwrap().0[38..42].try_into().unwrap());
     let mut ack = Vec::new();
     let builder = PacketBuilder::ethernet2(MAC, ROUTER_MAC).ipv4(GUEST, ROUTER, 64).tcp(1234, port, 8, 65535);
     builder.ack(sequence.wrapping_add(1)).write(&mut ack, &[]).unwrap();
     guest.send(&ack);
     listener.accept().unwrap().0.write_all(&[1; 30000]).unwrap();
-    ring.frames.clear();
-    while ring.frames.iter().all(|(frame, _)| frame.len() < 20000) {
+    ring.clear();
+    while ring.with_info().iter().all(|(frame, _)| frame.len() < 20000) {
         guest.net.service(Instant::now()).unwrap();
         guest.net.receive(&mut ring).unwrap();
     }
-    let (_, info) = ring.frames.last().unwrap();
+    let (_, info) = ring.with_info().last().unwrap();
     let expected = crate::backend::net::Segmentation {
         kind: crate::backend::net::SegmentationKind::Tcp4,
         size: 1460,

@@ -32,7 +32,7 @@ pub enum BindError {
 }
 
 /// Refuses a path that no socket address can hold.
-pub(super) fn check_length(path: &Path) -> Result<(), BindError> {
+pub(crate) fn check_length(path: &Path) -> Result<(), BindError> {
     let len = path.as_os_str().as_bytes().len();
     if len > UNIX_PATH_MAX {
         return Err(BindError::TooLong { len, max: UNIX_PATH_MAX });
@@ -42,23 +42,23 @@ pub(super) fn check_length(path: &Path) -> Result<(), BindError> {
 
 /// A socket's file, removed on drop unless somebody has put another in its place.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl SocketFile {
     /// A stream socket that listens at `path`.
-    pub(super) fn listen(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+    pub(crate) fn listen(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
         bind(path, |path| UnixListener::bind(path), |path| UnixStream::connect(path).map(drop))
     }
 
     /// A datagram socket at `path`.
-    pub(super) fn datagram(path: &Path) -> Result<(UnixDatagram, SocketFile), BindError> {
+    pub(crate) fn datagram(path: &Path) -> Result<(UnixDatagram, SocketFile), BindError> {
         bind(path, |path| UnixDatagram::bind(path), |path| UnixDatagram::unbound()?.connect(path))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
