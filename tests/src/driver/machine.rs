@@ -200,26 +200,34 @@ impl Machine {
 
     /// Waits until a command succeeds, and returns what it printed then.
     pub fn wait_until_succeeds(&mut self, command: &str) -> Result<String> {
+        self.connect()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let Output { status, bytes } = self.execute(command)?;
             if status == 0 {
                 return Ok(String::from_utf8_lossy(&bytes).into_owned());
             }
-            ensure!(Instant::now() < deadline, "'{command}' never succeeded");
+            if Instant::now() > deadline {
+                let text = String::from_utf8_lossy(&bytes);
+                return self.with(|_| bail!("'{command}' did not succeed within {PATIENCE:?}: {text}"));
+            }
             std::thread::sleep(PAUSE);
         }
     }
 
     /// Waits until systemd has started a unit.
     pub fn wait_for_unit(&mut self, unit: &str) -> Result<()> {
+        self.connect()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let state = self.succeed(&format!("systemctl --no-pager show --property=ActiveState {unit}"))?;
             match state.trim() {
                 "ActiveState=active" => return Ok(()),
                 "ActiveState=failed" => return self.with(|_| bail!("{unit} has failed")),
-                other => ensure!(Instant::now() < deadline, "{unit} was never started: {other}"),
+                other if Instant::now() > deadline => {
+                    return self.with(|_| bail!("{unit} was not started within {PATIENCE:?}: {other}"));
+                }
+                _ => {}
             }
             std::thread::sleep(PAUSE);
         }
