@@ -37,6 +37,8 @@ struct Queue {
 struct State {
     escape: Escape,
     focus: Side,
+    /// The monitor has been looked at: until then, nobody is there for it, and it says nothing between the guest's lines.
+    monitor_seen: bool,
     serial: Queue,
     monitor: Queue,
 }
@@ -71,6 +73,7 @@ impl Mux {
         let state = State {
             escape: Escape::default(),
             focus: Side::Serial,
+            monitor_seen: false,
             serial: Queue::default(),
             monitor: Queue::default(),
         };
@@ -107,8 +110,18 @@ impl Mux {
 
     /// Hands out what has come. On the device's own thread, as everything that calls the two.
     fn pump(&self) {
-        let Some(on_key) = self.on_key.get() else { return };
-        let (mut keys, mut help) = (Vec::new(), false);
+        // What is typed for the monitor comes behind the news that somebody is there.
+        while self.hand_out() {
+            if let Some(frontend) = self.frontend(Side::Monitor) {
+                frontend.peer_changed();
+            }
+        }
+    }
+
+    /// Hands out what has come, up to where the monitor is first looked at; says whether it is now.
+    fn hand_out(&self) -> bool {
+        let Some(on_key) = self.on_key.get() else { return false };
+        let (mut keys, mut help, mut first_look) = (Vec::new(), false, false);
         let mut fed = [(Side::Serial, false), (Side::Monitor, false)];
         {
             let mut state = self.lock();
@@ -130,6 +143,10 @@ impl Mux {
                             Side::Serial => Side::Monitor,
                             Side::Monitor => Side::Serial,
                         };
+                        if !std::mem::replace(&mut state.monitor_seen, true) {
+                            first_look = true;
+                            break;
+                        }
                     }
                     Escaped::Command(EscapeCommand::Help) => help = true,
                     Escaped::Command(EscapeCommand::Quit) => keys.push(Key::Quit),
@@ -146,6 +163,7 @@ impl Mux {
                 frontend.input_ready();
             }
         }
+        first_look
     }
 
     fn both(&self, tell: impl Fn(&dyn CharFrontend)) {
@@ -226,7 +244,10 @@ impl CharBackend for Port {
     }
 
     fn peer(&self) -> Peer {
-        self.mux.under.peer()
+        match self.side == Side::Monitor && !self.mux.lock().monitor_seen {
+            true => Peer::NOBODY,
+            false => self.mux.under.peer(),
+        }
     }
 }
 

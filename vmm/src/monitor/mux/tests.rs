@@ -90,6 +90,16 @@ fn both_write_to_the_same_place() {
 }
 
 #[test]
+fn nobody_is_there_for_the_monitor_until_it_is_looked_at() {
+    let mut bench = bench();
+    assert_eq!(bench.mux.monitor().peer(), Peer::NOBODY);
+    assert!(bench.mux.serial().peer().connected);
+    bench.person.write_all(b"\x01cx").unwrap();
+    assert_eq!(bench.hears("monitor", 1), b"x");
+    assert!(bench.mux.monitor().peer().connected);
+}
+
+#[test]
 fn keys_of_the_machine_reach_it() {
     let mut bench = bench();
     bench.person.write_all(b"\x01b\x01x").unwrap();
