@@ -197,6 +197,7 @@ fn ctrl_a_c_reaches_the_monitor_behind_the_serial_port() -> Result<()> {
         .start()?;
     guest.ready()?;
     guest.send(b"\x01cinfo status\n")?;
+    guest.expect("monitor - type 'help' for more information\r\n(qemu) info status\r\n")?;
     guest.expect("VM status: running\r\n(qemu) ")?;
     guest.send(b"\x01c")?;
     assert_eq!(guest.sh("echo hello")?.trim(), "hello");

@@ -1,5 +1,5 @@
 //! One character device shared by the serial port and a monitor, as QEMU's `mux=on`: both write to it, and Ctrl-A C says which of them
-//! reads. It knows neither; each sees a character device of its own. What the monitor says before anybody has called it waits for that.
+//! reads. It knows neither; each sees a character device of its own.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,10 +37,10 @@ struct Queue {
 struct State {
     escape: Escape,
     focus: Side,
+    /// The monitor has been looked at: until then, nobody is there for it, and it says nothing between the guest's lines.
+    monitor_seen: bool,
     serial: Queue,
     monitor: Queue,
-    /// What the monitor has said so far, until somebody calls it: the output is the serial port's alone.
-    unheard: Option<Vec<u8>>,
 }
 
 impl State {
@@ -73,9 +73,9 @@ impl Mux {
         let state = State {
             escape: Escape::default(),
             focus: Side::Serial,
+            monitor_seen: false,
             serial: Queue::default(),
             monitor: Queue::default(),
-            unheard: Some(Vec::new()),
         };
         let mux = Arc::new(Mux { under, state: Mutex::new(state), on_key: OnceLock::new() });
         let weak: Weak<Mux> = Arc::downgrade(&mux);
@@ -110,8 +110,18 @@ impl Mux {
 
     /// Hands out what has come. On the device's own thread, as everything that calls the two.
     fn pump(&self) {
-        let Some(on_key) = self.on_key.get() else { return };
-        let (mut keys, mut help, mut unheard) = (Vec::new(), false, None);
+        // What is typed for the monitor comes behind the news that somebody is there.
+        while self.hand_out() {
+            if let Some(frontend) = self.frontend(Side::Monitor) {
+                frontend.peer_changed();
+            }
+        }
+    }
+
+    /// Hands out what has come, up to where the monitor is first looked at; says whether it is now.
+    fn hand_out(&self) -> bool {
+        let Some(on_key) = self.on_key.get() else { return false };
+        let (mut keys, mut help, mut first_look) = (Vec::new(), false, false);
         let mut fed = [(Side::Serial, false), (Side::Monitor, false)];
         {
             let mut state = self.lock();
@@ -133,16 +143,16 @@ impl Mux {
                             Side::Serial => Side::Monitor,
                             Side::Monitor => Side::Serial,
                         };
-                        unheard = unheard.or(state.unheard.take());
+                        if !std::mem::replace(&mut state.monitor_seen, true) {
+                            first_look = true;
+                            break;
+                        }
                     }
                     Escaped::Command(EscapeCommand::Help) => help = true,
                     Escaped::Command(EscapeCommand::Quit) => keys.push(Key::Quit),
                     Escaped::Command(EscapeCommand::Break) => keys.push(Key::Break),
                 }
             }
-        }
-        if let Some(unheard) = unheard {
-            self.under.write(&unheard);
         }
         if help {
             self.under.write(HELP.as_bytes());
@@ -153,6 +163,7 @@ impl Mux {
                 frontend.input_ready();
             }
         }
+        first_look
     }
 
     fn both(&self, tell: impl Fn(&dyn CharFrontend)) {
@@ -190,34 +201,17 @@ struct Port {
     side: Side,
 }
 
-impl Port {
-    /// Keeps what nobody has asked for yet, or as much of it as there is room for.
-    fn keep(&self, data: &[u8]) -> bool {
-        if self.side == Side::Serial {
-            return false;
-        }
-        match &mut self.mux.lock().unheard {
-            Some(unheard) => {
-                let room = CAPACITY.saturating_sub(unheard.len()).min(data.len());
-                unheard.extend(data.iter().take(room));
-                true
-            }
-            None => false,
-        }
-    }
-}
-
 impl CharBackend for Port {
     fn attach(&self, frontend: Weak<dyn CharFrontend>) {
         self.mux.lock().queue(self.side).frontend = Some(frontend);
     }
 
     fn write(&self, data: &[u8]) -> usize {
-        if self.keep(data) { data.len() } else { self.mux.under.write(data) }
+        self.mux.under.write(data)
     }
 
     fn send(&self, data: &[u8]) -> usize {
-        if self.keep(data) { data.len() } else { self.mux.under.send(data) }
+        self.mux.under.send(data)
     }
 
     fn read(&self, buf: &mut [u8]) -> usize {
@@ -250,7 +244,10 @@ impl CharBackend for Port {
     }
 
     fn peer(&self) -> Peer {
-        self.mux.under.peer()
+        match self.side == Side::Monitor && !self.mux.lock().monitor_seen {
+            true => Peer::NOBODY,
+            false => self.mux.under.peer(),
+        }
     }
 }
 
