@@ -347,9 +347,12 @@ impl Inner {
     /// Has disks try again what stopped the machine when it goes on: behind the monitors, whose peers hear of that first.
     fn retry_when_resumed(&self, control: &MachineControl) {
         let drives: Vec<_> = self.devices.virtio.drives.iter().map(Arc::downgrade).collect();
+        let hotplug = Arc::downgrade(&self.hotplug);
         control.observe(move |event| {
             if event == MachineEvent::Resumed {
-                drives.iter().filter_map(Weak::upgrade).for_each(|drive| drive.device.retry());
+                let plugged = hotplug.upgrade().map(|hotplug| hotplug.drives()).unwrap_or_default();
+                let fixed = drives.iter().filter_map(Weak::upgrade);
+                fixed.chain(plugged).for_each(|drive| drive.device.retry());
             }
         });
     }

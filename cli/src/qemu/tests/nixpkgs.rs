@@ -51,10 +51,11 @@ fn the_linux_builder_for_macs() {
         -initrd initrd -append console=tty0~console=ttyAMA0,115200n8";
     let hostfwd = vec!["tcp::31022-:22".parse().unwrap()];
     let user = NetBackendConfig::User(UserConfig { hostfwd, ..UserConfig::default() });
-    let store = DiskConfig { format: Some(ImageFormat::Raw), ..DiskConfig::new("/state/store.img") };
+    let store = DiskConfig { format: Some(ImageFormat::Raw), ..disk("drive2", "/state/store.img") };
     let keys =
         ShareConfig { security: SecurityModel::MappedXattr, ..ShareConfig::new("/nix/store/keys", "keys") };
     let expected = MachineConfig {
+        name: Some("nixos".into()),
         memory: MemorySize::from_mib(3072),
         cmdline: "console=tty0 console=ttyAMA0,115200n8".into(),
         disks: vec![DiskConfig { path: "/var/lib/linux-builder/nixos.qcow2".into(), ..root() }, store],
@@ -110,7 +111,10 @@ fn start_commands_that_tests_write_themselves() {
     let machine = config(line);
     assert_eq!(
         (machine.memory, machine.disks),
-        (MemorySize::from_mib(384), vec![DiskConfig::new("/d.qcow2")])
+        (
+            MemorySize::from_mib(384),
+            vec![DiskConfig { id: Some("virtio0".into()), ..DiskConfig::new("/d.qcow2") }]
+        )
     );
     // boot.nix.
     let line = "-m 2048 -netdev user,id=net0,tftp=/srv,bootfile=netboot.ipxe -device virtio-net-pci,netdev=net0,romfile=ipxe.efirom \
