@@ -1,7 +1,7 @@
 //! Slots of a running machine: disks and network cards that are plugged in and pulled out, and the images and networks that wait for
 //! them. The guest's side of it, the slot's registers, is [`RootPort`](hvrun_devices::pci::RootPort)'s; what monitors say is theirs.
 //!
-//! A card is pulled out in two steps: the guest is asked ([`Hotplug::remove_device`]), and when it has turned the slot's power off, or the
+//! A card is pulled out in two steps: the guest is asked, and when it has turned the slot's power off, or the
 //! machine is reset, the card goes and what is behind it is closed. Lock order: what is here before the host bridge's.
 
 mod request;

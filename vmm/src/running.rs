@@ -259,7 +259,7 @@ impl MachineControl {
     }
 
     /// Ends the machine as if its plug were pulled; [`RunningMachine::wait`] returns [`Outcome::Stopped`] soon. Returns at
-    /// once. Before [`crate::Machine::start`] it makes the start futile.
+    /// once. Before [`Machine::start`](crate::Machine::start) it makes the start futile.
     pub fn stop(&self) {
         self.lifecycle.stop(Cause::HostSignal);
     }

@@ -69,6 +69,8 @@ pub mod bridge {
     pub const CONTROL_SECONDARY_RESET: u16 = 1 << 6;
 }
 
+/// Interrupt pin: INTB.
+const INTB: u8 = 2;
 /// Header type of a bridge.
 const HEADER_BRIDGE: u8 = 1;
 /// The bits of a bridge's window registers that can be written.
@@ -247,6 +249,9 @@ impl ConfigSpace {
         let mut config = ConfigSpace::new(Identity { subsystem_vendor: 0, subsystem: 0, ..identity });
         config.bars_end = bridge::PRIMARY_BUS;
         config.define(reg::HEADER_TYPE, &[HEADER_BRIDGE]);
+        // A pin of its own: what is behind the bridge has INTA, and Linux, which lets a hot-plug interrupt's thread take a card away, would
+        // wait for that thread in it if both had one line.
+        config.define(reg::INTERRUPT_PIN, &[if identity.intx { INTB } else { 0 }]);
         config.allow(bridge::PRIMARY_BUS.into(), &[0xff; 3]);
         let window = WINDOW_BITS.to_le_bytes();
         for register in [bridge::MEMORY_BASE, bridge::PREFETCHABLE_BASE] {

@@ -13,7 +13,7 @@ use hvrun_arch::IrqChip;
 use hvrun_arch::aarch64::layout::{Layout, PCI_INTX_SPI, Window};
 use serde::{Deserialize, Serialize};
 
-use super::config::{Bar, ConfigSpace, ConfigState, Identity};
+use super::config::{Bar, ConfigSpace, ConfigState, Identity, reg};
 use super::intx::IntxLines;
 use super::{IntxPin, PciFunction, RootPort};
 use crate::bus::{Bus, BusError, MmioDevice};
@@ -24,6 +24,9 @@ use slot::Slot;
 
 /// How many devices a bus has.
 pub(super) const SLOTS: u8 = 32;
+
+/// The pin of almost every function.
+const INTA: u8 = 1;
 
 /// Host bridge, as QEMU's `gpex` shows it.
 const BRIDGE: Identity = Identity {
@@ -130,7 +133,7 @@ impl PciHost {
             released: OnceLock::new(),
             odd_bars: LogLimit::default(),
         });
-        lock(&host.inner).slots.insert(0, Slot::new(Arc::new(Bridge), host.intx.pin(0)));
+        lock(&host.inner).slots.insert(0, Slot::new(Arc::new(Bridge), host.intx.pin(0, INTA)));
         bus.insert(layout.pci_ecam, host.clone())?;
         bus.insert(layout.pci_pio, Arc::new(NoPorts))?;
         Ok(host)
@@ -162,7 +165,8 @@ impl PciHost {
     }
 
     fn slot(&self, slot: u8, function: Arc<dyn PciFunction>) -> Slot {
-        let pin = self.intx.pin(slot);
+        let [pin] = function.config_space().get(reg::INTERRUPT_PIN);
+        let pin = self.intx.pin(slot, pin.max(INTA));
         function.plugged(pin.clone());
         Slot::new(function, pin)
     }

@@ -33,19 +33,26 @@ impl IntxLines {
         Arc::new(IntxLines { lines: [0, 1, 2, 3].map(line) })
     }
 
-    /// The pin INTA of the device in `slot`.
-    pub(super) fn pin(self: &Arc<Self>, slot: u8) -> Arc<IntxPin> {
-        Arc::new(IntxPin { lines: self.clone(), slot, bit: slot, state: Mutex::new(PinState::default()) })
+    /// The pin `pin` (1 is INTA) of the device in `slot`.
+    pub(super) fn pin(self: &Arc<Self>, slot: u8, pin: u8) -> Arc<IntxPin> {
+        let line = swizzle(slot, pin);
+        Arc::new(IntxPin {
+            lines: self.clone(),
+            slot,
+            line,
+            bit: slot,
+            state: Mutex::new(PinState::default()),
+        })
     }
 
-    /// The pin INTA of device 0 on the bus behind the port in `slot`: it is the port's own (PCI-to-PCI Bridge 1.2, 9.1).
+    /// The pin INTA of device 0 on the bus behind the port in `slot`: it is INTA of the port (PCI-to-PCI Bridge 1.2, 9.1).
     pub(super) fn pin_behind(self: &Arc<Self>, slot: u8) -> Arc<IntxPin> {
-        let bit = slot.saturating_add(SLOTS);
-        Arc::new(IntxPin { lines: self.clone(), slot, bit, state: Mutex::new(PinState::default()) })
+        let (line, bit) = (swizzle(slot, 1), slot.saturating_add(SLOTS));
+        Arc::new(IntxPin { lines: self.clone(), slot, line, bit, state: Mutex::new(PinState::default()) })
     }
 
-    fn drive(&self, slot: u8, bit: u8, level: bool) {
-        let Some(line) = self.lines.get(usize::from(swizzle(slot))) else { return };
+    fn drive(&self, line: u8, bit: u8, level: bool) {
+        let Some(line) = self.lines.get(usize::from(line)) else { return };
         let mut line = lock(line);
         let bit = 1_u64.checked_shl(bit.into()).unwrap_or(0);
         if level {
@@ -65,16 +72,17 @@ impl IntxLines {
     }
 }
 
-/// Which line INTA of the device in `slot` is wired to: the usual rotation (PCI-to-PCI Bridge 1.2, 9.1), which the device tree's
+/// Which line the pin `pin` (1 is INTA) of the device in `slot` is wired to: the usual rotation (PCI-to-PCI Bridge 1.2, 9.1), which the device tree's
 /// `interrupt-map` repeats.
-const fn swizzle(slot: u8) -> u8 {
-    slot % LINES
+const fn swizzle(slot: u8, pin: u8) -> u8 {
+    slot.wrapping_add(pin).wrapping_sub(1) % LINES
 }
 
 /// A function's interrupt pin.
 pub struct IntxPin {
     lines: Arc<IntxLines>,
     slot: u8,
+    line: u8,
     /// Its bit in [`Line::asserted`].
     bit: u8,
     state: Mutex<PinState>,
@@ -107,7 +115,7 @@ impl IntxPin {
     fn change(&self, change: impl FnOnce(&mut PinState)) {
         let mut state = lock(&self.state);
         change(&mut state);
-        self.lines.drive(self.slot, self.bit, state.level && !state.disabled);
+        self.lines.drive(self.line, self.bit, state.level && !state.disabled);
     }
 }
 
@@ -131,7 +139,7 @@ mod tests {
     #[test]
     fn slots_rotate_over_the_four_lines() {
         let (chip, lines) = lines();
-        let pins: Vec<_> = [1, 2, 3, 4].map(|slot| lines.pin(slot)).into();
+        let pins: Vec<_> = [1, 2, 3, 4].map(|slot| lines.pin(slot, 1)).into();
         pins.iter().for_each(|pin| pin.set(true));
         let spis: Vec<u32> = chip.calls().iter().map(|(spi, _)| spi.0).collect();
         assert_eq!(spis, [4, 5, 6, 3]);
@@ -140,7 +148,7 @@ mod tests {
     #[test]
     fn a_shared_line_falls_with_its_last_pin() {
         let (chip, lines) = lines();
-        let (one, other) = (lines.pin(1), lines.pin(5));
+        let (one, other) = (lines.pin(1, 1), lines.pin(5, 1));
         one.set(true);
         other.set(true);
         one.set(false);
@@ -152,7 +160,7 @@ mod tests {
     #[test]
     fn a_disabled_pin_drives_nothing_until_it_is_enabled() {
         let (chip, lines) = lines();
-        let pin = lines.pin(1);
+        let pin = lines.pin(1, 1);
         pin.set_disabled(true);
         pin.set(true);
         assert!(chip.calls().is_empty() && pin.level());

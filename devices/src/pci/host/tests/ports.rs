@@ -284,9 +284,10 @@ fn without_msi_x_the_pin_is_held_while_an_event_waits() {
 }
 
 #[test]
-fn a_card_s_pin_is_the_port_s_line() {
+fn a_card_s_pin_is_inta_of_the_port_whose_own_is_intb() {
     let (chassis, card) = (Chassis::new(), Probe::new(1));
     chassis.insert(&card, false);
+    assert_eq!(chassis.bench.config(PORT, reg::INTERRUPT_LINE) >> 8 & 0xff, 2);
     card.pin().set(true);
     let calls = chassis.bench.chip.calls();
     assert_eq!(calls.last(), Some(&(Spi(4), true)), "{calls:?}");
