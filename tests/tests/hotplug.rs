@@ -135,8 +135,19 @@ fn a_disk_and_a_card_come_are_used_and_go() -> Result<()> {
         "waits [ -e /sys/class/net/eth0 ]; dhcp eth0 >/dev/null 2>&1; ping -c 1 -W 20 10.0.2.2 >/dev/null",
     )?;
     let shown = [machine.hmp("info block")?, machine.hmp("info network")?, machine.hmp("info qtree")?];
-    ensure!(shown[0].contains("Attached to:      d0") && shown[1].contains("c0: index=0"), "{shown:?}");
-    ensure!(shown[2].contains("bus: rp0") && shown[2].contains("dev: disk hot.raw"), "{shown:?}");
+    ensure!(
+        shown[0].contains("Attached to:      /machine/peripheral/d0/virtio-backend")
+            && shown[1].contains("c0: index=0"),
+        "{shown:?}"
+    );
+    ensure!(
+        shown[2].contains("bus: rp0") && shown[2].contains("dev: virtio-blk-pci, id \"d0\""),
+        "{shown:?}"
+    );
+    let answer = machine.execute("query-block", json!({}))?;
+    let disk = &answer["return"][0];
+    assert_eq!(disk["qdev"], "/machine/peripheral/d0/virtio-backend", "{answer}");
+    assert_eq!(disk["inserted"]["node-name"], "n0", "{answer}");
     ensure!(!may_be_written(&image)?, "the image is not locked");
 
     // Both go, the guest having written what it had to.

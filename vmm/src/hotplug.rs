@@ -165,8 +165,9 @@ impl Hotplug {
     ) -> Result<Arc<Self>, PlugError> {
         let ports = config.root_ports.iter().zip(places);
         let ports = ports.map(|(port, slot)| Port { id: port.id.clone(), slot: *slot, card: None }).collect();
-        let store = Store::new(&config.spare_drives, &config.spare_netdevs)?;
-        let fixed = config.nets.iter().filter_map(|net| net.common.id.clone()).collect();
+        let store = Store::new(config)?;
+        let nets = config.nets.iter().filter_map(|net| net.common.id.clone());
+        let fixed = nets.chain(config.disks.iter().filter_map(|disk| disk.device.clone())).collect();
         let state = Mutex::new(State { ports, store, cards: 0 });
         let disks = config.disks.len();
         let hotplug = Arc::new(Hotplug { around, fixed, disks, state });

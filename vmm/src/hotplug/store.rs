@@ -6,7 +6,7 @@ use hvrun_devices::backend::disk::{BlockBackend, Disk, DiskConfig};
 use hvrun_devices::virtio::net::{NetBackendConfig, OpenedNet};
 
 use super::request::{DiskProperties, NodeRequest, PlugError};
-use crate::config::{DriveConfig, NetdevConfig};
+use crate::config::{DriveConfig, MachineConfig, NetdevConfig};
 use crate::running::BlockNames;
 
 /// What the names of those begin with that nobody has named.
@@ -62,18 +62,21 @@ pub(crate) struct NetdevFacts {
 
 /// See the module.
 pub(super) struct Store {
+    /// The names of drives that stay with their disks.
+    fixed: Vec<String>,
     drives: Vec<Drive>,
     netdevs: Vec<Netdev>,
 }
 
 impl Store {
     /// What waits from the start.
-    pub(super) fn new(drives: &[DriveConfig], netdevs: &[NetdevConfig]) -> Result<Self, PlugError> {
-        let mut store = Store { drives: Vec::new(), netdevs: Vec::new() };
-        for DriveConfig { id, disk } in drives {
+    pub(super) fn new(config: &MachineConfig) -> Result<Self, PlugError> {
+        let fixed = config.disks.iter().filter_map(|disk| disk.id.clone()).collect();
+        let mut store = Store { fixed, drives: Vec::new(), netdevs: Vec::new() };
+        for DriveConfig { id, disk } in &config.spare_drives {
             store.add_drive(id, DriveKind::Drive, disk.clone(), Some(Disk::open(disk)?))?;
         }
-        for netdev in netdevs {
+        for netdev in &config.spare_netdevs {
             let open = netdev.backend.open()?;
             store.add_netdev(netdev.clone(), Some(open))?;
         }
@@ -90,9 +93,9 @@ impl Store {
 
     /// Whether an image may have this name.
     pub(super) fn check_drive(&mut self, id: &str) -> Result<(), PlugError> {
-        match self.drive(id) {
-            Some(_) => Err(PlugError::Duplicate { id: id.to_owned(), what: "drive" }),
-            None => Ok(()),
+        match self.drive(id).is_some() || self.fixed.iter().any(|fixed| fixed == id) {
+            true => Err(PlugError::Duplicate { id: id.to_owned(), what: "drive" }),
+            false => Ok(()),
         }
     }
 

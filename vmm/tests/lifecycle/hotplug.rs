@@ -80,6 +80,24 @@ fn a_slot_takes_one_card_and_a_name_is_given_once() {
 }
 
 #[test]
+fn the_names_of_a_disk_that_stays_are_not_given_again() {
+    let (mut setup, image) = setup_with_slot(vec![], false);
+    let fixed = setup.dir.path().join("fixed.img");
+    std::fs::write(&fixed, vec![0; 512]).unwrap();
+    let (id, device) = (Some("drive0".to_owned()), Some("d0".to_owned()));
+    setup.config.disks = vec![DiskConfig { id, device, ..DiskConfig::new(&fixed) }];
+    let (machine, _log, _dir) = setup.build().unwrap();
+    let control = machine.control();
+    let plug = |id: Option<&str>, drive: Option<&str>| {
+        let (id, drive) = (id.map(str::to_owned), drive.map(str::to_owned));
+        control.plug("rp0", &CardConfig::Disk(DiskCardConfig { id, drive, disk: DiskConfig::new(&image) }))
+    };
+    assert!(matches!(plug(Some("d0"), None), Err(PlugError::Duplicate { what: "device", .. })));
+    assert!(matches!(plug(None, Some("drive0")), Err(PlugError::Duplicate { what: "drive", .. })));
+    assert!(matches!(control.unplug("d0"), Err(PlugError::FixedBus(_))));
+}
+
+#[test]
 fn a_card_goes_when_the_guest_turns_its_power_off() {
     let (setup, image) = setup_with_slot(vec![Step::Write(SLOT_CONTROL, POWER_OFF), Step::Off], true);
     let (machine, _log, _dir) = setup.build().unwrap();
