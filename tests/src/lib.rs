@@ -5,6 +5,7 @@ pub mod artifacts;
 pub mod bare;
 pub mod disks;
 pub mod driver;
+pub mod monitors;
 pub mod probe;
 pub mod process;
 mod running;

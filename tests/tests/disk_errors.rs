@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hvrun_tests::monitors::{Monitor, Qmp};
 use hvrun_tests::socket::Socket;
 use hvrun_tests::{Hvrun, Running, artifacts, disks};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(150);
-const PROMPT: &str = "(qemu) ";
 
 /// A machine whose disk `full` lies on a file system of 4 MiB, of which a file `filler` has taken 3 MiB. Only it sees that.
 struct Machine {
     guest: Running,
-    qmp: Socket,
-    monitor: Socket,
+    qmp: Qmp,
+    monitor: Monitor,
     dir: TempDir,
 }
 
@@ -53,54 +53,15 @@ impl Machine {
             .args(["-qmp", &format!("unix:{state}/qmp,server=on,wait=off"), "-serial", "stdio"])
             .args(["-monitor", &format!("unix:{state}/monitor,server=on,wait=off")])
             .start()?;
-        let mut qmp = Socket::connect(&dir.path().join("qmp"), LIMIT)?;
-        let mut monitor = Socket::connect(&dir.path().join("monitor"), LIMIT)?;
-        qmp.expect("\n")?;
-        monitor.expect(PROMPT)?;
-        let mut machine = Machine { guest, qmp, monitor, dir };
-        machine.execute("qmp_capabilities", &json!({}))?;
-        Ok(machine)
+        let qmp = Qmp::begin(Socket::connect(&dir.path().join("qmp"), LIMIT)?)?;
+        let monitor = Monitor::begin(Socket::connect(&dir.path().join("monitor"), LIMIT)?)?;
+        Ok(Machine { guest, qmp, monitor, dir })
     }
 
     /// A file of the small file system.
     fn file(&self, name: &str) -> PathBuf {
         let seen = format!("/proc/{}/root{}/small", self.guest.pid(), self.dir.path().display());
         Path::new(&seen).join(name)
-    }
-
-    fn message(&mut self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.qmp.expect("\n")?)?)
-    }
-
-    /// What a program's command returns; events before that are left out.
-    fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
-        self.qmp.send(format!("{}\n", json!({ "execute": command, "arguments": arguments })).as_bytes())?;
-        loop {
-            let message = self.message()?;
-            if message.get("event").is_none() {
-                return Ok(message);
-            }
-        }
-    }
-
-    /// The data of the next event of that name.
-    fn event(&mut self, name: &str) -> Result<Value> {
-        loop {
-            let message = self.message()?;
-            if message["event"] == name {
-                return Ok(message["data"].clone());
-            }
-        }
-    }
-
-    fn status(&mut self) -> Result<Value> {
-        Ok(self.execute("query-status", &json!({}))?["return"]["status"].clone())
-    }
-
-    /// What a command for people answers.
-    fn hmp(&mut self, command: &str) -> Result<String> {
-        self.monitor.send(format!("{command}\n").as_bytes())?;
-        self.monitor.expect(PROMPT)
     }
 
     /// A guest that writes to a full disk stands still, and goes on when there is space again.
@@ -110,26 +71,26 @@ impl Machine {
         let sum = self.guest.sh("sha256sum < /tmp/data")?;
         let write = format!("dd if=/tmp/data of={device} bs=1M conv=notrunc,fsync 2>/dev/null");
         self.guest.send(format!("{write}\n").as_bytes())?;
-        let error = self.event("BLOCK_IO_ERROR")?;
+        let error = self.qmp.event("BLOCK_IO_ERROR")?;
         let told = [&error["device"], &error["action"], &error["operation"], &error["nospace"]];
         assert_eq!(told, [&json!("drive0"), &json!("stop"), &json!("write"), &json!(true)], "{error}");
-        self.event("STOP")?;
-        assert_eq!(self.status()?, "io-error");
-        ensure!(self.hmp("info status")?.contains("VM status: paused (io-error)\r\n"));
-        let block = self.hmp("info block drive0")?;
+        self.qmp.event("STOP")?;
+        assert_eq!(self.qmp.status()?, "io-error");
+        ensure!(self.monitor.command("info status")?.contains("VM status: paused (io-error)\r\n"));
+        let block = self.monitor.command("info block drive0")?;
         ensure!(
             block.contains("/machine/peripheral/disk0/virtio-backend") && block.contains("nospace"),
             "{block}"
         );
 
         // In vain, and then not.
-        assert_eq!(self.hmp("cont")?, "cont\r\n");
-        self.event("STOP")?;
-        assert_eq!(self.status()?, "io-error");
+        assert_eq!(self.monitor.command("cont")?, "cont\r\n");
+        self.qmp.event("STOP")?;
+        assert_eq!(self.qmp.status()?, "io-error");
         fs::remove_file(self.file("filler"))?;
-        assert_eq!(self.execute("cont", &json!({}))?, json!({ "return": {} }));
+        assert_eq!(self.qmp.execute("cont", json!({}))?, json!({ "return": {} }));
         self.guest.done(&write)?;
-        assert_eq!(self.status()?, "running");
+        assert_eq!(self.qmp.status()?, "running");
         let written = fs::read(self.file("full.raw"))?;
         fs::write(self.dir.path().join("written"), &written[..3 * MIB as usize])?;
         let host = std::process::Command::new("sha256sum").arg(self.dir.path().join("written")).output()?;
@@ -145,14 +106,14 @@ impl Machine {
         for (command, bytes) in
             [("block_resize drive1 64M", 64 * MIB), ("block_resize drive1 128", 128 * MIB)]
         {
-            assert_eq!(self.hmp(command)?, format!("{command}\r\n"));
+            assert_eq!(self.monitor.command(command)?, format!("{command}\r\n"));
             let sectors = bytes / disks::SECTOR as u64;
             self.guest.sh(&format!("until [ $(cat {size}) = {sectors} ]; do sleep 0.1; done"))?;
         }
         self.guest
             .sh(&format!("dd if=/tmp/data of={device} bs=1M seek=120 conv=notrunc,fsync 2>/dev/null"))?;
-        ensure!(self.hmp("eject drive1")?.contains("Device 'drive1' is not removable"));
-        let stats = &self.execute("query-blockstats", &json!({}))?["return"][1]["stats"];
+        ensure!(self.monitor.command("eject drive1")?.contains("Device 'drive1' is not removable"));
+        let stats = &self.qmp.execute("query-blockstats", json!({}))?["return"][1]["stats"];
         ensure!(
             stats["wr_highest_offset"] == 123 * MIB && stats["wr_bytes"].as_u64() >= Some(3 * MIB),
             "{stats}"
@@ -163,14 +124,14 @@ impl Machine {
     /// A guest that has powered off leaves a machine that boots again after a reset.
     fn the_machine_outlives_its_guest(&mut self) -> Result<()> {
         self.guest.send(b"poweroff\n")?;
-        assert_eq!(self.event("SHUTDOWN")?, json!({ "guest": true, "reason": "guest-shutdown" }));
-        self.event("STOP")?;
-        assert_eq!(self.status()?, "shutdown");
-        ensure!(self.hmp("cont")?.contains("Error: Resetting the Virtual Machine is required"));
-        self.execute("system_reset", &json!({}))?;
-        self.event("RESET")?;
-        assert_eq!(self.status()?, "prelaunch");
-        self.execute("cont", &json!({}))?;
+        assert_eq!(self.qmp.event("SHUTDOWN")?, json!({ "guest": true, "reason": "guest-shutdown" }));
+        self.qmp.event("STOP")?;
+        assert_eq!(self.qmp.status()?, "shutdown");
+        ensure!(self.monitor.command("cont")?.contains("Error: Resetting the Virtual Machine is required"));
+        self.qmp.execute("system_reset", json!({}))?;
+        self.qmp.event("RESET")?;
+        assert_eq!(self.qmp.status()?, "prelaunch");
+        self.qmp.execute("cont", json!({}))?;
         self.guest.ready()?;
         let device = self.guest.disk("grow")?;
         self.guest.sh(&format!("dd if={device} bs=1M skip=120 count=3 2>/dev/null | grep -q ."))?;
@@ -184,15 +145,15 @@ fn disks_that_fill_up_and_grow_and_a_guest_that_powers_off_leave_the_machine_ali
     machine.guest.ready()?;
     machine.a_full_disk_stops_the_machine()?;
     machine.a_disk_grows()?;
-    let registers = machine.hmp("info registers")?;
+    let registers = machine.monitor.command("info registers")?;
     let pc = registers.split("PC=").nth(1).and_then(|text| text.get(..16)).context("no PC")?.to_owned();
     // Wherever the kernel is, its own code is mapped.
-    let code = machine.hmp(&format!("x /1xw 0x{pc}"))?;
+    let code = machine.monitor.command(&format!("x /1xw 0x{pc}"))?;
     ensure!(code.contains(&format!("\r\n{pc}: 0x")), "{code}");
-    ensure!(machine.hmp("xp /2xw 0x40000000")?.contains("\r\n0000000040000000: 0x"));
-    ensure!(machine.hmp("xp 0x9000000")?.contains("Cannot access memory"));
+    ensure!(machine.monitor.command("xp /2xw 0x40000000")?.contains("\r\n0000000040000000: 0x"));
+    ensure!(machine.monitor.command("xp 0x9000000")?.contains("Cannot access memory"));
     machine.the_machine_outlives_its_guest()?;
-    machine.monitor.send(b"quit\n")?;
+    machine.monitor.send("quit")?;
     assert_eq!(machine.guest.wait()?.code, Some(0));
     disks::check_qcow2(&machine.dir.path().join("grow.qcow2"))
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hvrun_tests::disks::{self, Pattern, SECTOR};
+use hvrun_tests::monitors::Qmp;
 use hvrun_tests::socket::Socket;
 use hvrun_tests::{Hvrun, Running, artifacts};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// Each card that Linux lets go of takes it six seconds, and more on a busy machine.
@@ -17,7 +18,7 @@ const MIB: u64 = 1 << 20;
 /// A machine with two free slots, and a monitor for programs.
 struct Machine {
     guest: Running,
-    qmp: Socket,
+    qmp: Qmp,
     dir: TempDir,
 }
 
@@ -45,56 +46,10 @@ impl Machine {
             .args(["-qmp", &format!("unix:{},server=on,wait=off", text(&socket)?)])
             .args(more)
             .start()?;
-        let mut machine = Machine { guest, qmp: Socket::connect(&socket, LIMIT)?, dir };
-        machine.message()?;
-        machine.done("qmp_capabilities", json!({}))?;
+        let qmp = Qmp::begin(Socket::connect(&socket, LIMIT)?)?;
+        let mut machine = Machine { guest, qmp, dir };
         machine.guest.ready()?;
         Ok(machine)
-    }
-
-    fn message(&mut self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.qmp.expect("\n")?)?)
-    }
-
-    /// What a command answers; events before that are left out.
-    fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let message = json!({ "execute": command, "arguments": arguments });
-        self.qmp.send(format!("{message}\n").as_bytes())?;
-        loop {
-            let message = self.message()?;
-            if message.get("event").is_none() {
-                return Ok(message);
-            }
-        }
-    }
-
-    /// What a command returns.
-    fn done(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let answer = self.execute(command, arguments)?;
-        answer.get("return").cloned().with_context(|| format!("{command}: {answer}"))
-    }
-
-    /// How a command fails: class and description.
-    fn refused(&mut self, command: &str, arguments: Value) -> Result<(String, String)> {
-        let answer = self.execute(command, arguments)?;
-        let text = |name: &str| answer["error"][name].as_str().map(str::to_owned);
-        text("class").zip(text("desc")).with_context(|| format!("{command}: {answer}"))
-    }
-
-    /// What a command for people answers.
-    fn hmp(&mut self, line: &str) -> Result<String> {
-        let answer = self.done("human-monitor-command", json!({ "command-line": line }))?;
-        answer.as_str().map(str::to_owned).context("no text")
-    }
-
-    /// Waits for the end of a device.
-    fn deleted(&mut self) -> Result<Value> {
-        loop {
-            let message = self.message()?;
-            if message["event"] == "DEVICE_DELETED" {
-                return Ok(message["data"].clone());
-            }
-        }
     }
 }
 
@@ -111,20 +66,20 @@ fn a_disk_and_a_card_come_are_used_and_go() -> Result<()> {
     let filename = text(&image)?.to_owned();
     let file = json!({ "driver": "file", "filename": filename });
     let node = json!({ "driver": "raw", "node-name": "n0", "file": file });
-    machine.done("blockdev-add", node.clone())?;
-    assert_eq!(machine.refused("blockdev-add", node)?.1, "Duplicate nodes with node-name='n0'");
+    machine.qmp.done("blockdev-add", node.clone())?;
+    assert_eq!(machine.qmp.refused("blockdev-add", node)?.1, "Duplicate nodes with node-name='n0'");
 
     // What QEMU says to what cannot be.
     let device = |bus: &str| json!({ "driver": "virtio-blk-pci", "id": "d0", "drive": "n0", "bus": bus, "serial": "hot" });
-    let wrong = machine.refused("device_add", device("pcie.0"))?;
+    let wrong = machine.qmp.refused("device_add", device("pcie.0"))?;
     assert_eq!(wrong, ("GenericError".into(), "Bus 'pcie.0' does not support hotplugging".into()));
-    assert_eq!(machine.refused("device_add", device("rp7"))?.1, "Bus 'rp7' not found");
-    assert_eq!(machine.refused("device_del", json!({ "id": "d0" }))?.0, "DeviceNotFound");
+    assert_eq!(machine.qmp.refused("device_add", device("rp7"))?.1, "Bus 'rp7' not found");
+    assert_eq!(machine.qmp.refused("device_del", json!({ "id": "d0" }))?.0, "DeviceNotFound");
 
-    machine.done("device_add", device("rp0"))?;
-    assert_eq!(machine.refused("device_add", device("rp1"))?.1, "Duplicate ID 'd0' for device");
-    machine.done("netdev_add", json!({ "type": "user", "id": "u0" }))?;
-    assert_eq!(machine.hmp("device_add virtio-net-pci,id=c0,netdev=u0,bus=rp1")?, "");
+    machine.qmp.done("device_add", device("rp0"))?;
+    assert_eq!(machine.qmp.refused("device_add", device("rp1"))?.1, "Duplicate ID 'd0' for device");
+    machine.qmp.done("netdev_add", json!({ "type": "user", "id": "u0" }))?;
+    assert_eq!(machine.qmp.hmp("device_add virtio-net-pci,id=c0,netdev=u0,bus=rp1")?, "");
 
     // Both are used.
     assert_eq!(machine.guest.disk("hot")?, "/dev/vda");
@@ -134,7 +89,8 @@ fn a_disk_and_a_card_come_are_used_and_go() -> Result<()> {
     machine.guest.sh(
         "waits [ -e /sys/class/net/eth0 ]; dhcp eth0 >/dev/null 2>&1; ping -c 1 -W 20 10.0.2.2 >/dev/null",
     )?;
-    let shown = [machine.hmp("info block")?, machine.hmp("info network")?, machine.hmp("info qtree")?];
+    let shown =
+        [machine.qmp.hmp("info block")?, machine.qmp.hmp("info network")?, machine.qmp.hmp("info qtree")?];
     ensure!(
         shown[0].contains("Attached to:      /machine/peripheral/d0/virtio-backend")
             && shown[1].contains("c0: index=0"),
@@ -144,7 +100,7 @@ fn a_disk_and_a_card_come_are_used_and_go() -> Result<()> {
         shown[2].contains("bus: rp0") && shown[2].contains("dev: virtio-blk-pci, id \"d0\""),
         "{shown:?}"
     );
-    let answer = machine.execute("query-block", json!({}))?;
+    let answer = machine.qmp.execute("query-block", json!({}))?;
     let disk = &answer["return"][0];
     assert_eq!(disk["qdev"], "/machine/peripheral/d0/virtio-backend", "{answer}");
     assert_eq!(disk["inserted"]["node-name"], "n0", "{answer}");
@@ -154,20 +110,20 @@ fn a_disk_and_a_card_come_are_used_and_go() -> Result<()> {
     machine
         .guest
         .sh("dd if=/dev/vda of=/dev/vda bs=512 skip=100 seek=99 count=1 conv=notrunc 2>/dev/null")?;
-    machine.done("device_del", json!({ "id": "d0" }))?;
+    machine.qmp.done("device_del", json!({ "id": "d0" }))?;
     assert_eq!(
-        machine.refused("device_del", json!({ "id": "d0" }))?.1,
+        machine.qmp.refused("device_del", json!({ "id": "d0" }))?.1,
         "Device d0 is already in the process of unplug"
     );
-    machine.hmp("device_del c0")?;
-    let mut gone = [machine.deleted()?, machine.deleted()?];
+    machine.qmp.hmp("device_del c0")?;
+    let mut gone = [machine.qmp.event("DEVICE_DELETED")?, machine.qmp.event("DEVICE_DELETED")?];
     gone.sort_by_key(ToString::to_string);
     let [card, disk] =
         ["c0", "d0"].map(|id| json!({ "device": id, "path": format!("/machine/peripheral/{id}") }));
     assert_eq!(gone, [card, disk]);
     machine.guest.sh("[ ! -e /dev/vda ] && [ ! -e /sys/class/net/eth0 ]")?;
-    machine.done("blockdev-del", json!({ "node-name": "n0" }))?;
-    assert_eq!(machine.hmp("netdev_del u0")?, "");
+    machine.qmp.done("blockdev-del", json!({ "node-name": "n0" }))?;
+    assert_eq!(machine.qmp.hmp("netdev_del u0")?, "");
     ensure!(may_be_written(&image)?, "the image is still locked");
     let bytes = std::fs::read(&image)?;
     for (at, what) in [(0, 8), (7, 15), (8, 8), (99, 100)] {
@@ -190,13 +146,13 @@ fn a_reset_keeps_what_is_plugged_and_takes_what_was_to_go() -> Result<()> {
     ])?;
     assert_eq!(machine.guest.disk("cold")?, "/dev/vda");
     let add = format!("drive_add 0 if=none,id=spare,format=raw,file={}", text(&spare)?);
-    assert_eq!(machine.hmp(&add)?, "OK\r\n");
-    assert_eq!(machine.hmp("device_add virtio-blk-pci,id=b,drive=spare,bus=rp1,serial=spare")?, "");
+    assert_eq!(machine.qmp.hmp(&add)?, "OK\r\n");
+    assert_eq!(machine.qmp.hmp("device_add virtio-blk-pci,id=b,drive=spare,bus=rp1,serial=spare")?, "");
     assert_eq!(machine.guest.disk("spare")?, "/dev/vdb");
     // The guest has no time to let go.
-    assert_eq!(machine.hmp("device_del a")?, "");
-    machine.done("system_reset", json!({}))?;
-    assert_eq!(machine.deleted()?["device"], "a");
+    assert_eq!(machine.qmp.hmp("device_del a")?, "");
+    machine.qmp.done("system_reset", json!({}))?;
+    assert_eq!(machine.qmp.event("DEVICE_DELETED")?["device"], "a");
     machine.guest.ready()?;
     assert_eq!(machine.guest.disk("spare")?, "/dev/vda");
     machine.guest.sh("[ ! -e /dev/vdb ]")?;

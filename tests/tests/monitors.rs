@@ -5,20 +5,20 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use hvrun_tests::monitors::{Monitor, Qmp};
 use hvrun_tests::socket::Socket;
 use hvrun_tests::{Hvrun, Running, artifacts};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(90);
-const PROMPT: &str = "(qemu) ";
 
 /// A machine with both monitors, as the driver starts it, and the driver's ends of them.
 struct Driven {
     guest: Running,
-    monitor: Socket,
-    qmp: Socket,
+    monitor: Monitor,
+    qmp: Qmp,
     _dir: TempDir,
 }
 
@@ -42,52 +42,11 @@ impl Driven {
             .args(["-monitor", &format!("unix:{state}/monitor"), "-serial", "stdio", "-nographic"])
             .args(more)
             .start()?;
-        let mut monitor = Socket::accept(&listener, LIMIT)?;
+        let monitor = Socket::accept(&listener, LIMIT)?;
         // The driver does not try twice: the socket is there before ours is connected to.
         ensure!(dir.path().join("qmp").exists(), "the QMP socket came later than the monitor");
-        let mut qmp = Socket::connect(&dir.path().join("qmp"), LIMIT)?;
-        let greeting: Value = serde_json::from_str(&qmp.expect("\n")?)?;
-        ensure!(greeting["QMP"]["version"]["qemu"]["major"].is_u64(), "{greeting}");
-        monitor.expect(PROMPT)?;
-        let mut driven = Driven { guest, monitor, qmp, _dir: dir };
-        assert_eq!(driven.execute(&json!({ "execute": "qmp_capabilities" }))?, json!({ "return": {} }));
-        Ok(driven)
-    }
-
-    /// What a command for people answers.
-    fn hmp(&mut self, command: &str) -> Result<String> {
-        self.monitor.send(format!("{command}\n").as_bytes())?;
-        self.monitor.expect(PROMPT)
-    }
-
-    fn message(&mut self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.qmp.expect("\n")?)?)
-    }
-
-    /// What a program's command answers; events before that are left out.
-    fn execute(&mut self, command: &Value) -> Result<Value> {
-        self.qmp.send(format!("{command}\n").as_bytes())?;
-        loop {
-            let message = self.message()?;
-            if message.get("event").is_none() {
-                return Ok(message);
-            }
-        }
-    }
-
-    /// Waits for an event.
-    fn event(&mut self, name: &str) -> Result<Value> {
-        loop {
-            let message = self.message()?;
-            if message["event"] == name {
-                ensure!(message["timestamp"]["microseconds"].is_u64(), "{message}");
-                return Ok(message);
-            }
-        }
-    }
-
-    fn status(&mut self) -> Result<Value> {
-        Ok(self.execute(&json!({ "execute": "query-status" }))?["return"]["status"].clone())
+        let qmp = Qmp::begin(Socket::connect(&dir.path().join("qmp"), LIMIT)?)?;
+        Ok(Driven { guest, monitor: Monitor::begin(monitor)?, qmp, _dir: dir })
     }
 }
 
@@ -103,16 +62,16 @@ fn stop_keeps_the_guest_s_counter_from_counting() -> Result<()> {
     driven.guest.ready()?;
     let begin = Instant::now();
     let before = uptime(&mut driven.guest)?;
-    assert_eq!(driven.hmp("stop")?, "stop\r\n");
+    assert_eq!(driven.monitor.command("stop")?, "stop\r\n");
     let stopped = Instant::now();
-    driven.event("STOP")?;
-    assert_eq!(driven.status()?, "paused");
-    ensure!(driven.hmp("info status")?.contains("VM status: paused"));
-    ensure!(driven.hmp("info registers -a")?.contains("CPU#1"));
+    driven.qmp.event("STOP")?;
+    assert_eq!(driven.qmp.status()?, "paused");
+    ensure!(driven.monitor.command("info status")?.contains("VM status: paused"));
+    ensure!(driven.monitor.command("info registers -a")?.contains("CPU#1"));
     std::thread::sleep(Duration::from_secs(3));
     let paused = stopped.elapsed();
-    assert_eq!(driven.hmp("cont")?, "cont\r\n");
-    driven.event("RESUME")?;
+    assert_eq!(driven.monitor.command("cont")?, "cont\r\n");
+    driven.qmp.event("RESUME")?;
     let after = uptime(&mut driven.guest)?;
     // However slow the host is, the guest cannot have lived longer than that.
     let most = (begin.elapsed() - paused).as_secs_f64() + 0.1;
@@ -121,7 +80,7 @@ fn stop_keeps_the_guest_s_counter_from_counting() -> Result<()> {
         "{} s passed in the guest, {most} s outside of the pause",
         after - before
     );
-    assert_eq!(driven.status()?, "running");
+    assert_eq!(driven.qmp.status()?, "running");
     assert_eq!(driven.guest.poweroff()?.code, Some(0));
     Ok(())
 }
@@ -130,13 +89,13 @@ fn stop_keeps_the_guest_s_counter_from_counting() -> Result<()> {
 fn system_reset_boots_again_with_both_monitors_connected() -> Result<()> {
     let mut driven = Driven::start(&[])?;
     driven.guest.ready()?;
-    assert_eq!(driven.execute(&json!({ "execute": "system_reset" }))?, json!({ "return": {} }));
-    assert_eq!(driven.event("RESET")?["data"], json!({ "guest": false, "reason": "host-qmp-system-reset" }));
+    assert_eq!(driven.qmp.execute("system_reset", json!({}))?, json!({ "return": {} }));
+    assert_eq!(driven.qmp.event("RESET")?, json!({ "guest": false, "reason": "host-qmp-system-reset" }));
     driven.guest.ready()?;
     driven.guest.send(b"reboot\n")?;
-    assert_eq!(driven.event("RESET")?["data"], json!({ "guest": true, "reason": "guest-reset" }));
+    assert_eq!(driven.qmp.event("RESET")?, json!({ "guest": true, "reason": "guest-reset" }));
     driven.guest.ready()?;
-    ensure!(driven.hmp("info status")?.contains("VM status: running"));
+    ensure!(driven.monitor.command("info status")?.contains("VM status: running"));
     assert_eq!(driven.guest.poweroff()?.code, Some(0));
     Ok(())
 }
@@ -144,9 +103,9 @@ fn system_reset_boots_again_with_both_monitors_connected() -> Result<()> {
 #[test]
 fn quit_ends_the_process_with_0_and_the_monitors_with_an_end_of_file() -> Result<()> {
     let mut driven = Driven::start(&["-no-reboot"])?;
-    driven.monitor.send(b"quit\n")?;
-    let end = driven.event("SHUTDOWN")?;
-    assert_eq!(end["data"], json!({ "guest": false, "reason": "host-qmp-quit" }));
+    driven.monitor.send("quit")?;
+    let end = driven.qmp.event("SHUTDOWN")?;
+    assert_eq!(end, json!({ "guest": false, "reason": "host-qmp-quit" }));
     assert_eq!(driven.guest.wait()?.code, Some(0));
     ensure!(driven.monitor.finish().ends_with(b"(qemu) quit\r\n"), "something else came behind quit");
     driven.qmp.finish();
@@ -157,7 +116,7 @@ fn quit_ends_the_process_with_0_and_the_monitors_with_an_end_of_file() -> Result
 fn sigterm_is_told_as_the_end_by_a_signal() -> Result<()> {
     let mut driven = Driven::start(&[])?;
     driven.guest.signal(Signal::TERM)?;
-    assert_eq!(driven.event("SHUTDOWN")?["data"]["reason"], "host-signal");
+    assert_eq!(driven.qmp.event("SHUTDOWN")?["reason"], "host-signal");
     assert_eq!(driven.guest.wait()?.code, Some(0));
     Ok(())
 }
@@ -166,8 +125,8 @@ fn sigterm_is_told_as_the_end_by_a_signal() -> Result<()> {
 fn system_powerdown_presses_the_button_and_says_so() -> Result<()> {
     let mut driven = Driven::start(&[])?;
     driven.guest.ready()?;
-    assert_eq!(driven.execute(&json!({ "execute": "system_powerdown" }))?, json!({ "return": {} }));
-    driven.event("POWERDOWN")?;
+    assert_eq!(driven.qmp.execute("system_powerdown", json!({}))?, json!({ "return": {} }));
+    driven.qmp.event("POWERDOWN")?;
     driven.guest.poweroff()?;
     Ok(())
 }
@@ -175,14 +134,19 @@ fn system_powerdown_presses_the_button_and_says_so() -> Result<()> {
 #[test]
 fn errors_are_those_that_the_driver_s_tests_ask_for() -> Result<()> {
     let mut driven = Driven::start(&["-S"])?;
-    assert_eq!(driven.status()?, "prelaunch");
-    let answer = driven.execute(&json!({ "execute": "no-such-command" }))?;
+    assert_eq!(driven.qmp.status()?, "prelaunch");
+    let answer = driven.qmp.execute("no-such-command", json!({}))?;
     assert_eq!(answer["error"]["class"], "CommandNotFound");
     ensure!(answer.get("id").is_none() && answer["error"]["desc"].as_str().is_some_and(|d| !d.is_empty()));
-    assert_eq!(driven.hmp("set_link virtio-net-pci.0 off")?, "set_link virtio-net-pci.0 off\r\n");
-    ensure!(driven.hmp("info network")?.contains("link=down"));
-    ensure!(driven.hmp("set_link virtio-net-pci.7 off")?.contains("Device 'virtio-net-pci.7' not found"));
-    driven.monitor.send(b"quit\n")?;
+    assert_eq!(driven.monitor.command("set_link virtio-net-pci.0 off")?, "set_link virtio-net-pci.0 off\r\n");
+    ensure!(driven.monitor.command("info network")?.contains("link=down"));
+    ensure!(
+        driven
+            .monitor
+            .command("set_link virtio-net-pci.7 off")?
+            .contains("Device 'virtio-net-pci.7' not found")
+    );
+    driven.monitor.send("quit")?;
     assert_eq!(driven.guest.wait()?.code, Some(0));
     Ok(())
 }
