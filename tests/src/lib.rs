@@ -15,5 +15,5 @@ mod transcript;
 pub mod vde;
 pub mod virtiofsd;
 
-pub use running::{Hvrun, Input, Outcome, Running};
+pub use running::{Hvrun, Input, Outcome, QUICK_COMMAND_LINE, Running, VIRTIO_COMMAND_LINE};
 pub use terminal::{Modes, Terminal};

@@ -45,7 +45,7 @@ impl Machine {
             .limit(LIMIT)
             .args([&state, "-machine", "virt,accel=tcg", "-m", "512", "-nographic", "-no-shutdown"])
             .args(["-kernel", text(&kernel)?, "-initrd", text(&initrd)?])
-            .args(["-append", "console=ttyAMA0 quiet hvrun=test modules=auto"])
+            .args(["-append", hvrun_tests::VIRTIO_COMMAND_LINE])
             .args(["-drive", &format!("file={state}/small/full.raw,format=raw,id=drive0,if=none")])
             .args(["-device", "virtio-blk-pci,drive=drive0,serial=full,id=disk0"])
             .args(["-drive", &format!("file={},format=qcow2,id=drive1,if=none", text(&grow)?)])

@@ -37,7 +37,7 @@ impl Driven {
             .args(["-machine", "virt,gic-version=2,accel=hvf:tcg", "-cpu", "max", "-m", "512", "-smp", "2"])
             .args(["-net", "nic,netdev=user.0,model=virtio", "-netdev", "user,id=user.0,"])
             .args(["-kernel", text(&kernel)?, "-initrd", text(&initrd)?])
-            .args(["-append", "console=ttyAMA0 quiet hvrun=test"])
+            .args(["-append", hvrun_tests::QUICK_COMMAND_LINE])
             .args(["-qmp", &format!("unix:{state}/qmp,server=on,wait=off")])
             .args(["-monitor", &format!("unix:{state}/monitor"), "-serial", "stdio", "-nographic"])
             .args(more)
@@ -157,7 +157,7 @@ fn ctrl_a_c_reaches_the_monitor_behind_the_serial_port() -> Result<()> {
     let mut guest = Hvrun::called("qemu-system-aarch64")
         .args(["-machine", "virt,accel=tcg", "-m", "512", "-nographic"])
         .args(["-kernel", text(&kernel)?, "-initrd", text(&initrd)?])
-        .args(["-append", "console=ttyAMA0 quiet hvrun=test"])
+        .args(["-append", hvrun_tests::QUICK_COMMAND_LINE])
         .start()?;
     guest.ready()?;
     guest.send(b"\x01cinfo status\n")?;

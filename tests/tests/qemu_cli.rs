@@ -73,7 +73,7 @@ fn the_command_line_of_a_nixos_test_boots_linux_with_all_its_devices() -> Result
     let mut guest = qemu()
         .args(script.split_whitespace())
         .args(["-kernel", text(&kernel)?, "-initrd", text(&initrd)?])
-        .args(["-append", "console=ttyAMA0 quiet hvrun=test modules=auto"])
+        .args(["-append", hvrun_tests::VIRTIO_COMMAND_LINE])
         .start()?;
     let mut far = Socket::accept(&shell, LIMIT)?;
     guest.ready()?;

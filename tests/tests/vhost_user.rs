@@ -64,7 +64,7 @@ fn qemu(socket: &Path) -> Result<Hvrun> {
         .limit(LIMIT)
         .args(devices.split_whitespace())
         .args(["-kernel", text(&kernel)?, "-initrd", text(&initrd)?])
-        .args(["-append", "console=ttyAMA0 quiet hvrun=test modules=auto"]))
+        .args(["-append", hvrun_tests::VIRTIO_COMMAND_LINE]))
 }
 
 #[test]

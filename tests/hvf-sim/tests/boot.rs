@@ -316,7 +316,7 @@ fn stopping_a_running_linux_breaks_no_rule() -> Result<()> {
 fn with_drivers() -> Result<MachineConfig> {
     let mut config = description(2, "512M")?;
     config.initrd = Some(artifacts::virtio_initrd()?);
-    config.cmdline = "console=ttyAMA0 quiet hvrun=test modules=auto".to_owned();
+    config.cmdline = hvrun_tests::VIRTIO_COMMAND_LINE.to_owned();
     config.balloon = Some(BalloonConfig::default());
     Ok(config)
 }

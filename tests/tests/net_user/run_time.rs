@@ -36,7 +36,7 @@ impl Guest {
         let mut config = MachineConfig::new(artifacts::kernel()?);
         config.initrd = Some(artifacts::virtio_initrd()?);
         config.memory = "512M".parse()?;
-        config.cmdline = "console=ttyAMA0 quiet hvrun=test modules=auto".to_owned();
+        config.cmdline = hvrun_tests::VIRTIO_COMMAND_LINE.to_owned();
         config.accel = vec![Accel::Soft];
         config.nets = vec![net.parse()?];
         config.serial = ChardevConfig::Stdio;

@@ -321,7 +321,7 @@ impl Embedded {
         let mut config = MachineConfig::new(artifacts::kernel()?);
         config.initrd = Some(artifacts::virtio_initrd()?);
         config.memory = "256M".parse()?;
-        config.cmdline = "console=ttyAMA0 quiet hvrun=test modules=auto".to_owned();
+        config.cmdline = hvrun_tests::VIRTIO_COMMAND_LINE.to_owned();
         config.accel = vec![Accel::Soft];
         config.serial = ChardevConfig::Stdio;
         config.nets.push(net.parse::<NetConfig>()?);
