@@ -4,12 +4,13 @@
 
 mod bench;
 
-use crate::{cross, guest, initrd, test, workspace};
+use crate::{cross, guest, initrd, libraries, test, workspace};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub use bench::{command as bench, net as bench_net, virtio as bench_virtio};
 use hvrun_tests::bare::Program;
 use hvrun_tests::disks::{self, Pattern};
 use hvrun_tests::process::Supervised;
+use hvrun_tests::virtiofsd;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -40,6 +41,8 @@ const NO_DEVICE: u64 = 0x0700_0000;
 const END_OF_TRANSMISSION: u8 = 4;
 /// Makes qcow2 images, and the Debian package that has it.
 const QEMU_IMG: (&str, &str) = ("qemu-img", "qemu-utils");
+/// Debian's packages that have virtiofsd, in the order of the places where it is in them.
+const VIRTIOFSD_PACKAGES: [&str; 2] = ["virtiofsd", "qemu-system-common"];
 /// The size of the inner guests' disks.
 const DISK_SIZE: u64 = 1 << 20;
 /// The cargo profile of hvrun: of the software CPU, which is the greatest part, the lab needs little.
@@ -78,6 +81,7 @@ const MACHINES: [Machine; 2] = [
             "linux_boots_with_8_cpus",
             "pause_is_left_out_of_the_guest_s_time",
             "devices_work_by_pci_and_after_two_reboots",
+            "virtiofs_is_shared_with_a_guest",
         ],
     },
     Machine {
@@ -91,6 +95,7 @@ const MACHINES: [Machine; 2] = [
             "linux_boots_and_reboots_twice_on_a_gicv2",
             "devices_and_networks_work_by_pci_on_a_gicv2",
             "devices_work_by_mmio",
+            "a_disk_is_plugged_into_a_running_guest_and_pulled",
             "no_reboot_ends_at_a_reset",
             "reset_starts_the_program_afresh",
             "sigterm_ends_a_guest_that_computes",
@@ -149,6 +154,7 @@ fn run(profile: &str, chosen: &[String]) -> Result<()> {
         archive.file(&format!("lab/checks.{}", machine.name), 0o644, checks.join("\n").as_bytes())?;
     }
     let sum = add_devices(&mut archive, &guest)?;
+    add_virtiofsd(&mut archive)?;
     let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\nQCOW2_SUM={sum}\n");
     archive.file("lab/settings", 0o644, settings.as_bytes())?;
     guest::write_atomically(&initrd, &archive.finish()?)?;
@@ -265,6 +271,17 @@ fn add_devices(archive: &mut initrd::Archive, guest: &guest::Guest) -> Result<St
     let output = Command::new("sha256sum").arg(&second).output().context("cannot run sha256sum")?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.split_whitespace().next().context("sha256sum prints nothing")?.to_owned())
+}
+
+/// Adds Debian's virtiofsd and what it loads. Uses the network only the first time.
+fn add_virtiofsd(archive: &mut initrd::Archive) -> Result<()> {
+    let dir = dir()?;
+    let root = dir.join("virtiofsd");
+    libraries::unpack(&dir.join("apt"), &VIRTIOFSD_PACKAGES, &root)?;
+    let mut places = virtiofsd::PLACES.iter().map(|place| place.trim_start_matches('/'));
+    let place = places.find(|place| root.join(place).is_file());
+    let place = place.with_context(|| format!("{} has no virtiofsd", root.display()))?;
+    libraries::add(archive, &libraries::files(&root, place)?)
 }
 
 /// Guests of a few instructions.

@@ -4,7 +4,7 @@
 use crate::apt::{self, Apt};
 use crate::initrd::Archive;
 use crate::{elf, guest};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,15 +27,22 @@ const LIBRARY_PACKAGES: &[&str] = &["lib", "zlib"];
 /// Of these, what belongs to languages and logins, which other packages run and programs do not load.
 const NO_LIBRARY_PACKAGES: &[&str] = &["libperl", "libpython", "libpam", "libsema", "libsepol"];
 
-/// Unpacks `package` and the libraries it depends on into `root`, unless that has been done.
-pub fn unpack(apt_dir: &Path, package: &str, root: &Path) -> Result<()> {
+/// Unpacks the first of `packages` that there is, and the libraries it depends on, into `root`, unless that has been done.
+pub fn unpack(apt_dir: &Path, packages: &[&str], root: &Path) -> Result<()> {
     let stamp = root.with_extension("stamp");
     if stamp.is_file() && root.is_dir() {
         return Ok(());
     }
     let apt = Apt::prepare(apt_dir, "arm64")?;
+    let mut package = None;
+    for name in packages {
+        if package.is_none() && !apt.versions(name)?.is_empty() {
+            package = Some(*name);
+        }
+    }
+    let package =
+        package.with_context(|| format!("apt does not offer {} for arm64", packages.join(" or ")))?;
     let closure = apt.closure(&[package])?;
-    ensure!(closure.iter().any(|name| name == package), "apt does not offer {package} for arm64");
     let begins = |name: &str, list: &[&str]| list.iter().any(|prefix| name.starts_with(prefix));
     let is_library = |name: &str| begins(name, LIBRARY_PACKAGES) && !begins(name, NO_LIBRARY_PACKAGES);
     let names = closure.iter().map(String::as_str);

@@ -171,7 +171,7 @@ impl Tool {
 pub fn debian(name: &str) -> Result<BTreeMap<String, PathBuf>> {
     let dir = crate::guest::dir();
     let root = dir.join(name);
-    libraries::unpack(&dir.join("apt"), name, &root)?;
+    libraries::unpack(&dir.join("apt"), &[name], &root)?;
     libraries::files(&root, &format!("usr/bin/{name}"))
 }
 
