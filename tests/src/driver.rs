@@ -6,6 +6,7 @@ mod base64;
 mod emulator;
 mod machine;
 mod monitors;
+pub mod scenario;
 mod shell;
 
 use crate::artifacts;
@@ -20,7 +21,7 @@ pub use emulator::Emulator;
 pub use machine::Machine;
 pub use shell::Output;
 
-/// Longer than a machine of a test lives on a slow and busy host.
+/// Longer than a machine of a test lives on a slow and busy host; on a host that is emulated itself, see [`Emulator::kvm`].
 const LIMIT: Duration = Duration::from_secs(230);
 
 /// The guest's files.
