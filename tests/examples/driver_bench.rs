@@ -1,10 +1,11 @@
-//! [`hvrun_tests::driver::scenario`] on KVM as a program, for a machine without cargo: `driver_bench hvrun|qemu FOLDER TRIPS SECONDS
+//! [`hvrun_tests::driver::scenario`] with one machine on KVM as a program, for a machine without cargo: `driver_bench hvrun|qemu FOLDER TRIPS SECONDS
 //! KERNEL-OPTIONS`. FOLDER has the kernel `Image`, `initrd-systemd.cpio` and `store`; programs are looked for on the PATH. Prints a line
 //! `NAME NUMBER` for each value.
 #![allow(clippy::print_stdout, reason = "this is a program")]
 
 use anyhow::{Context, Result, bail};
-use hvrun_tests::driver::{Emulator, Guest, scenario};
+use hvrun_tests::driver::scenario::{self, Size};
+use hvrun_tests::driver::{Emulator, Guest};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,5 +28,6 @@ fn main() -> Result<()> {
         initrd: folder.join("initrd-systemd.cpio"),
         store: folder.join("store"),
     };
-    scenario::run(emulator, guest, number(trips)? as usize, &mut |name, value| println!("{name} {value:.3}"))
+    let size = Size { trips: number(trips)? as usize, neighbour: false };
+    scenario::run(emulator, guest, size, &mut |name, value| println!("{name} {value:.3}"))
 }

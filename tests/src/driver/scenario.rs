@@ -1,5 +1,5 @@
-//! What a NixOS test does with its machines, and how long a person waits for it: a scenario with two machines for benchmarks. What it is run
-//! with and who prints the numbers is the caller's.
+//! What a NixOS test does with its machines, and how long a person waits for it: a scenario for benchmarks. What it is run with and who prints
+//! the numbers is the caller's.
 
 use super::{Driver, Emulator, Guest, Machine};
 use crate::disks::Pattern;
@@ -22,16 +22,24 @@ pub const ROWS: &[(&str, &str)] = &[
     ("line", "round trip of one line, ms"),
 ];
 
+/// How much of it there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// How often what takes milliseconds is repeated.
+    pub trips: usize,
+    /// Whether there is a second machine on the VLAN, with which the first one talks.
+    pub neighbour: bool,
+}
+
 /// What the round trip of `true` makes the guest do; the shell says how long that took, in microseconds.
 const OWN_TIME: &str = "a=${EPOCHREALTIME/./}; timeout 900 bash -c 'set -euo pipefail; true' | (base64 -w 0; echo) >/dev/null; echo \
                         ${PIPESTATUS[0]} >/dev/null; echo $((${EPOCHREALTIME/./} - a))";
 
-/// One test with two machines; `trips` is how often what takes milliseconds is repeated. Each value is reported by its name of [`ROWS`] as
-/// soon as it is there.
+/// One test. Each value is reported by its name of [`ROWS`] as soon as it is there.
 pub fn run(
     emulator: Emulator,
     guest: Guest,
-    trips: usize,
+    size: Size,
     report: &mut dyn FnMut(&'static str, f64),
 ) -> Result<()> {
     let begin = Instant::now();
@@ -41,7 +49,7 @@ pub fn run(
     report("banner", one.connect()?.as_secs_f64());
     // Before anything is measured, the guest finishes its boot.
     one.wait_for_unit("multi-user.target")?;
-    round_trips(&mut one, trips, report)?;
+    round_trips(&mut one, size.trips, report)?;
     let output = timed(|| {
         let text = one.succeed("seq 0 764855")?;
         ensure!(text.len() >= 5 << 20, "only {} bytes came", text.len());
@@ -50,22 +58,28 @@ pub fn run(
     report("output", output);
     report("copies", timed(|| there_and_back(&mut one))?);
 
-    let mut two = driver.machine("two", 2)?;
-    two.start()?;
-    two.wait_for_unit("network.service")?;
-    one.succeed("ping -c 1 -W 30 192.168.1.2")?;
-    one.block()?;
-    one.fail("ping -c 1 -W 1 192.168.1.2")?;
-    one.unblock()?;
-    two.wait_until_succeeds("ping -c 1 -W 30 192.168.1.1")?;
-    report("off", timed(|| two.shutdown().map(drop))?);
+    if size.neighbour {
+        let mut two = driver.machine("two", 2)?;
+        two.start()?;
+        two.wait_for_unit("network.service")?;
+        one.succeed("ping -c 1 -W 30 192.168.1.2")?;
+        one.block()?;
+        one.fail("ping -c 1 -W 1 192.168.1.2")?;
+        one.unblock()?;
+        two.wait_until_succeeds("ping -c 1 -W 30 192.168.1.1")?;
+        report("off", timed(|| two.shutdown().map(drop))?);
+    }
     let restart = timed(|| {
         one.crash()?;
         one.start()?;
         one.connect().map(drop)
     })?;
     report("restart", restart);
-    one.release()?;
+    if size.neighbour {
+        one.release()?;
+    } else {
+        report("off", timed(|| one.shutdown().map(drop))?);
+    }
     report("whole", begin.elapsed().as_secs_f64());
     Ok(())
 }

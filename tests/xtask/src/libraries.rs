@@ -59,11 +59,12 @@ pub fn files(root: &Path, name: &str) -> Result<BTreeMap<String, PathBuf>> {
     Ok(files)
 }
 
-/// The module `path` below `root`, which a program loads by that path, with all that it loads, besides `files`.
+/// The module at `path` below a folder of libraries, which a program or a library looks for there by itself, with all that it loads, besides
+/// `files`.
 pub fn add_module(files: &mut BTreeMap<String, PathBuf>, root: &Path, path: &str) -> Result<()> {
-    let module = root.join(path);
+    let module = find(root, path)?;
     load(files, root, &module)?;
-    files.insert(path.to_owned(), module);
+    files.insert(format!("{LIBRARIES}/{path}"), module);
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use super::options::{Options, Side};
 use super::virtio::{self, Report};
 use crate::{guest, systemd, test, workspace};
 use anyhow::Result;
-use hvrun_tests::driver::{Emulator, Guest, scenario};
+use hvrun_tests::driver::scenario::{self, Size};
+use hvrun_tests::driver::{Emulator, Guest};
 
 const ROUNDS: usize = 3;
 /// The switch between machines, and the Debian package that has it.
@@ -34,7 +35,8 @@ pub fn command(options: &Options) -> Result<()> {
                 Side::Qemu => Emulator::qemu(),
             };
             let mut report = Report::default();
-            scenario::run(emulator, guest.clone(), trips, &mut |name, value| {
+            let size = Size { trips, neighbour: true };
+            scenario::run(emulator, guest.clone(), size, &mut |name, value| {
                 report.values.insert(name.to_owned(), value);
             })?;
             reports.push(report);

@@ -25,10 +25,10 @@ const DRIVER_SCRIPT: &str = include_str!("../../lab/bench-driver");
 const MACHINE: Machine = Machine { name: "bench", gic: 3, memory: "2G", limit: LIMIT, checks: &[] };
 /// QEMU's program in its package.
 const PROGRAM: &str = "usr/bin/qemu-system-aarch64";
-/// Where QEMU looks for modules of its own, on a Debian of arm64.
-const MODULE_FOLDER: &str = "usr/lib/aarch64-linux-gnu/qemu";
-/// Those of virtio-gpu-pci, which machines of NixOS tests have.
-const MODULES: &[&str] = &["hw-display-virtio-gpu.so", "hw-display-virtio-gpu-pci.so"];
+/// What QEMU and its libraries look for themselves, relative to where they lie: virtio-gpu-pci, which machines of NixOS tests have, and the
+/// VDE switch.
+const MODULES: &[&str] =
+    &["qemu/hw-display-virtio-gpu.so", "qemu/hw-display-virtio-gpu-pci.so", "vdeplug/libvdeplug_vde.so"];
 
 /// The values that the script reports, and what they are.
 const VALUES: &Rows = &[
@@ -123,7 +123,7 @@ pub fn driver(rounds: usize) -> Result<()> {
     let guest = guest::ensure()?;
     let systemd = systemd::ensure(&guest)?;
     let limit = LIMIT.saturating_mul(u32::try_from(rounds).context("too many rounds")?);
-    // It has the store, which is copied at its boot, and at times two guests of 1 GiB.
+    // It has the store, which is copied at its boot, and a guest of 1 GiB.
     let machine = Machine { memory: "4G", limit, ..MACHINE };
     let mut programs = BTreeMap::new();
     for (program, package) in DRIVER_PROGRAMS {
@@ -140,7 +140,7 @@ pub fn driver(rounds: usize) -> Result<()> {
     let settings = format!("TRIPS={TRIPS}\nMACHINE_LIMIT={}\n", LIMIT.as_secs());
     let measured = measure(&machine, &guest, rounds, DRIVER_SCRIPT, &settings, extra)?;
     println!(
-        "On KVM in an emulated machine, two machines with systemd, {rounds} rounds in turn, median (smallest to largest); below 1 \
+        "On KVM in an emulated machine, one machine with systemd (not two), {rounds} rounds in turn, median (smallest to largest); below 1 \
          hvrun is faster\n"
     );
     measured.print(scenario::ROWS);
@@ -229,7 +229,7 @@ fn qemu_root(dir: &Path) -> Result<PathBuf> {
 fn qemu_files(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let mut files = libraries::files(root, QEMU.0)?;
     for name in MODULES {
-        libraries::add_module(&mut files, root, &format!("{MODULE_FOLDER}/{name}"))?;
+        libraries::add_module(&mut files, root, name)?;
     }
     Ok(files)
 }
