@@ -93,12 +93,13 @@ pub(super) fn quote(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LIMIT;
     use super::*;
 
     #[test]
     fn banner_that_comes_in_pieces_is_seen_and_the_next_line_is_the_answer_s() -> Result<()> {
         let (near, mut far) = UnixStream::pair()?;
-        let mut shell = Shell::new(near)?;
+        let mut shell = Shell::new(near, LIMIT)?;
         let writer = std::thread::spawn(move || -> Result<()> {
             for piece in ["\nSpawning back", "door root shell...", "\n", "YQ==", "\n0\n"] {
                 far.write_all(piece.as_bytes())?;
