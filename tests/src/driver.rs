@@ -6,6 +6,7 @@ mod base64;
 mod emulator;
 mod machine;
 mod monitors;
+pub mod scenario;
 mod shell;
 
 use crate::artifacts;
@@ -20,8 +21,11 @@ pub use emulator::Emulator;
 pub use machine::Machine;
 pub use shell::Output;
 
-/// Longer than a machine of a test lives on a slow and busy host.
+/// Longer than a machine of a test lives on a slow and busy host; on a host that is emulated itself, see [`Emulator::kvm`].
 const LIMIT: Duration = Duration::from_secs(230);
+
+/// A test's switch lives longer than its machines, of which this many live after each other.
+const SCENES: u32 = 3;
 
 /// The guest's files.
 #[derive(Debug, Clone)]
@@ -59,7 +63,7 @@ impl Driver {
     pub fn new(emulator: Emulator, guest: Guest) -> Result<Driver> {
         let dir = tempfile::tempdir().context("no temporary folder")?;
         fs::create_dir(dir.path().join("shared-xchg"))?;
-        let vlan = Switch::start(&dir.path().join("vde1.ctl"), &["--hub"])?;
+        let vlan = Switch::start_for(SCENES * emulator.limit(), &dir.path().join("vde1.ctl"), &["--hub"])?;
         Ok(Driver { dir, emulator, guest, _vlan: vlan })
     }
 

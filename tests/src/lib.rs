@@ -10,6 +10,7 @@ pub mod probe;
 pub mod process;
 mod running;
 pub mod socket;
+pub mod spread;
 mod terminal;
 mod transcript;
 pub mod vde;

@@ -21,10 +21,15 @@ pub struct Switch {
 impl Switch {
     /// Starts one whose sockets are in the folder `dir`, and waits until it serves. `arguments` are further ones, such as `--hub`.
     pub fn start(dir: &Path, arguments: &[&str]) -> Result<Switch> {
+        Switch::start_for(LIMIT, dir, arguments)
+    }
+
+    /// The same, but it is killed after `limit`.
+    pub fn start_for(limit: Duration, dir: &Path, arguments: &[&str]) -> Result<Switch> {
         let mut command = Command::new(need("vde_switch", "vde2")?);
         command.arg("--sock").arg(dir).args(["--dirmode", "0700"]).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let (process, Child { stdin, stdout, .. }) = Supervised::spawn(&mut command, LIMIT)?;
+        let (process, Child { stdin, stdout, .. }) = Supervised::spawn(&mut command, limit)?;
         let lines = BufReader::new(stdout.context("no stdout")?).lines();
         let mut switch = Switch { _process: process, console: stdin.context("no stdin")?, lines };
         // An answer says that it serves.

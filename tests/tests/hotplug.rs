@@ -35,7 +35,10 @@ impl Machine {
             .limit(LIMIT)
             .args(["-machine", "virt,accel=tcg", "-m", "512", "-smp", "2", "-nic", "none", "-nographic"])
             .args(["-kernel", text(&kernel)?, "-initrd", text(&initrd)?])
-            .args(["-append", "console=ttyAMA0 quiet cryptomgr.notests hvrun=test modules=virtio_pci,virtio_blk,virtio_net"])
+            .args([
+                "-append",
+                "console=ttyAMA0 quiet cryptomgr.notests hvrun=test modules=virtio_pci,virtio_blk,virtio_net",
+            ])
             .args([
                 "-device",
                 "pcie-root-port,id=rp0,chassis=1",

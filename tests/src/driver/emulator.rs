@@ -1,12 +1,13 @@
 //! What a machine is started with: hvrun or QEMU, and the arguments of a NixOS test's run script and driver.
 
-use super::Guest;
 use super::machine::Place;
+use super::{Guest, LIMIT};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// What both are called by.
 const NAME: &str = "qemu-system-aarch64";
@@ -27,7 +28,13 @@ pub struct Emulator {
     cpu: &'static str,
     /// What this program needs to run as Debian packages it.
     more: &'static [&'static str],
+    /// What the kernel's command line has before that of a test.
+    kernel_options: String,
+    limit: Duration,
 }
+
+/// The boot program of a card is in a package that nothing else here needs.
+const NO_CARD_PROGRAM: &[&str] = &["-global", "virtio-net-pci.romfile="];
 
 impl Emulator {
     /// The hvrun at `binary`, with the arguments of a Mac: where there is no Hypervisor.framework, `tcg` is the software CPU.
@@ -38,6 +45,8 @@ impl Emulator {
             machine: "virt,gic-version=2,accel=hvf:tcg",
             cpu: "max",
             more: &[],
+            kernel_options: String::new(),
+            limit: LIMIT,
         }
     }
 
@@ -48,9 +57,28 @@ impl Emulator {
             image_tool: IMAGE_TOOL.into(),
             machine: "virt,gic-version=3,accel=tcg",
             cpu: "cortex-a72",
-            // The boot program of a card is in a package that nothing else here needs.
-            more: &["-global", "virtio-net-pci.romfile="],
+            more: NO_CARD_PROGRAM,
+            kernel_options: String::new(),
+            limit: LIMIT,
         }
+    }
+
+    /// The same with KVM alone, with the arguments of an arm64 Linux and with `kernel_options` before those of a test; its disks are made
+    /// by the hvrun at `image_tool`. No machine of it lives longer than `limit`, and nothing that one is asked takes longer.
+    pub fn kvm(self, image_tool: PathBuf, kernel_options: &str, limit: Duration) -> Emulator {
+        Emulator {
+            image_tool,
+            machine: "virt,gic-version=max,accel=kvm",
+            cpu: "max",
+            kernel_options: format!("{kernel_options} "),
+            limit,
+            ..self
+        }
+    }
+
+    /// How long a machine may live.
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
     }
 
     fn called(program: &Path, name: &str) -> Command {
@@ -103,7 +131,8 @@ impl Emulator {
             add("-no-reboot");
         }
         add("-nographic");
-        command.args(["-append", COMMAND_LINE]).args(self.more);
+        let append = format!("{}{COMMAND_LINE}", self.kernel_options);
+        command.args(["-append", &append]).args(self.more);
         ensure!(
             !state.contains(char::is_whitespace),
             "the temporary folder '{state}' has a space in its name"

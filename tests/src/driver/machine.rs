@@ -3,7 +3,7 @@
 use super::emulator::Emulator;
 use super::monitors::{Monitor, Qmp};
 use super::shell::{Output, Shell, quote};
-use super::{Driver, Guest, LIMIT};
+use super::{Driver, Guest};
 use crate::process::{Ended, Supervised};
 use crate::socket::accept;
 use crate::transcript::{Transcript, tail};
@@ -117,19 +117,20 @@ impl Machine {
         let mut command = self.emulator.command(&self.guest, &self.place, allow_reboot)?;
         command.current_dir(state).env("TMPDIR", state).env("USE_TMPDIR", "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(fs::File::create(&said)?);
-        let (process, mut child) = Supervised::spawn(&mut command, LIMIT)?;
+        let limit = self.emulator.limit();
+        let (process, mut child) = Supervised::spawn(&mut command, limit)?;
         let with_errors = |error: anyhow::Error| {
             let text = fs::read_to_string(&said).unwrap_or_default();
             error.context(format!("{} did not start; it said: {}", self.place.name, tail(&text)))
         };
         let connect = || -> Result<(Monitor, Shell, Qmp)> {
-            let monitor = Monitor::new(accept_from(&process, &monitor)?)?;
-            let shell = Shell::new(accept_from(&process, &shell)?)?;
-            Ok((monitor, shell, Qmp::connect(&state.join("qmp"))?))
+            let monitor = Monitor::new(accept_from(&process, &monitor)?, limit)?;
+            let shell = Shell::new(accept_from(&process, &shell)?, limit)?;
+            Ok((monitor, shell, Qmp::connect(&state.join("qmp"), limit)?))
         };
         let (mut monitor, shell, qmp) = connect().map_err(with_errors)?;
         // Only now does anything read what the guest writes.
-        let deadline = process.started() + LIMIT + Duration::from_secs(1);
+        let deadline = process.started() + limit + Duration::from_secs(1);
         let console = Transcript::of(child.stdout.take().context("no stdout")?, deadline);
         monitor.until_prompt()?;
         let stdin = child.stdin.take();
@@ -322,7 +323,8 @@ impl Machine {
         let console = running.console.finish();
         let said = fs::read_to_string(&running.said).unwrap_or_default();
         let context = || format!("; console: {}\nstandard error: {}", tail(&console), tail(&said));
-        ensure!(!ended.timed_out, "{name} did not end within {LIMIT:?}{}", context());
+        let limit = self.emulator.limit();
+        ensure!(!ended.timed_out, "{name} did not end within {limit:?}{}", context());
         ensure!(ended.status.code() == Some(0), "{name} ended with {}{}", ended.status, context());
         ensure!(!said.contains("panicked at"), "{name} panicked{}", context());
         Ok(ended)

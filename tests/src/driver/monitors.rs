@@ -1,12 +1,12 @@
 //! Both monitors as the driver speaks with them: the one for people, which it waits for until it says its prompt and nothing behind it, and
 //! QMP, which it greets.
 
-use super::LIMIT;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 const PROMPT: &[u8] = b"(qemu) ";
 
@@ -17,8 +17,8 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
-    pub(super) fn new(stream: UnixStream) -> Result<Monitor> {
-        stream.set_read_timeout(Some(LIMIT))?;
+    pub(super) fn new(stream: UnixStream, limit: Duration) -> Result<Monitor> {
+        stream.set_read_timeout(Some(limit))?;
         Ok(Monitor { stream })
     }
 
@@ -52,9 +52,9 @@ pub(super) struct Qmp {
 
 impl Qmp {
     /// Connects, at the first attempt, because the driver has no second one.
-    pub(super) fn connect(path: &Path) -> Result<Qmp> {
+    pub(super) fn connect(path: &Path, limit: Duration) -> Result<Qmp> {
         let stream = UnixStream::connect(path).context("QMP's socket does not serve yet")?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(limit))?;
         let reader = BufReader::new(stream.try_clone()?);
         let mut qmp = Qmp { stream, reader };
         let greeting = qmp.message()?;

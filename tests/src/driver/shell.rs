@@ -1,10 +1,11 @@
 //! The backdoor: a root shell behind a console, spoken to a line at a time, whose answers come in base64 so that nothing on the way can
 //! change them.
 
-use super::{LIMIT, base64};
+use super::base64;
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// What the guest says when the shell is there.
 const BANNER: &[u8] = b"Spawning backdoor root shell...";
@@ -27,10 +28,10 @@ pub(super) struct Shell {
 }
 
 impl Shell {
-    pub(super) fn new(stream: UnixStream) -> Result<Shell> {
+    pub(super) fn new(stream: UnixStream, limit: Duration) -> Result<Shell> {
         // An answer that does not come is an error, and not a test that hangs.
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.set_write_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
         Ok(Shell { stream, buffer: Vec::new() })
     }
 
@@ -92,12 +93,13 @@ pub(super) fn quote(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LIMIT;
     use super::*;
 
     #[test]
     fn banner_that_comes_in_pieces_is_seen_and_the_next_line_is_the_answer_s() -> Result<()> {
         let (near, mut far) = UnixStream::pair()?;
-        let mut shell = Shell::new(near)?;
+        let mut shell = Shell::new(near, LIMIT)?;
         let writer = std::thread::spawn(move || -> Result<()> {
             for piece in ["\nSpawning back", "door root shell...", "\n", "YQ==", "\n0\n"] {
                 far.write_all(piece.as_bytes())?;

@@ -12,6 +12,7 @@ use crate::{guest, lab, test, workspace};
 use anyhow::{Context, Result, ensure};
 use hvrun_tests::bare::Program;
 use hvrun_tests::process::{Ended, Supervised, cpu_time};
+use hvrun_tests::spread::Spread;
 use options::Options;
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -32,6 +33,8 @@ const IDLE: Duration = Duration::from_secs(10);
 const ROUNDS: usize = 5;
 /// How often `bench lab --net` does, whose guests take a minute each.
 const NET_ROUNDS: usize = 3;
+/// How often `bench lab --driver` does, whose round takes minutes.
+const DRIVER_ROUNDS: usize = 1;
 
 /// `cargo xtask bench`.
 pub fn command(args: &[OsString]) -> Result<()> {
@@ -43,6 +46,7 @@ pub fn command(args: &[OsString]) -> Result<()> {
         "9p" => ninep::command(&options),
         "net" => net::command(&options),
         "lab" if options.net => lab::bench_net(options.rounds(NET_ROUNDS)),
+        "lab" if options.driver => lab::bench_driver(options.rounds(DRIVER_ROUNDS)),
         "lab" if options.virtio => lab::bench_virtio(options.rounds(ROUNDS)),
         "lab" => lab::bench(options.rounds(ROUNDS)),
         _ => boot(&options),
@@ -144,35 +148,6 @@ fn report(cpus: u32, ours: &[Ended], theirs: &[Ended]) {
     println!();
 }
 
-/// Median, smallest and largest of a few numbers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spread {
-    /// The smallest.
-    pub least: f64,
-    /// The one in the middle, or the mean of the two there.
-    pub median: f64,
-    /// The largest.
-    pub most: f64,
-}
-
-impl Spread {
-    /// The spread of `values`.
-    pub fn of(values: impl Iterator<Item = f64>) -> Spread {
-        let mut sorted: Vec<f64> = values.collect();
-        sorted.sort_by(f64::total_cmp);
-        let count = sorted.len();
-        let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
-        let median = (at(count.saturating_sub(1) / 2) + at(count / 2)) / 2.0;
-        Spread { least: at(0), median, most: at(count.saturating_sub(1)) }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.2} ({:.2} to {:.2})", self.median, self.least, self.most)
-    }
-}
-
 /// From the start of the process to the end of a guest whose first instructions ask for the poweroff: an upper bound of the time to the
 /// first instruction. And the same of a program that does nothing, to see what the host itself takes.
 fn first_instruction(hvrun: &Path, options: &Options) -> Result<()> {
@@ -227,22 +202,4 @@ fn idle(hvrun: &Path, guest: &guest::Guest, options: &Options) -> Result<()> {
     child.stdin.take().context("no stdin")?.write_all(b"poweroff\n")?;
     process.wait()?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_of_an_even_number_is_the_mean_of_the_middle_two() {
-        assert_eq!(
-            Spread::of([4.0, 1.0, 2.0, 10.0].into_iter()),
-            Spread { least: 1.0, median: 3.0, most: 10.0 }
-        );
-    }
-
-    #[test]
-    fn median_of_an_odd_number_is_the_middle_one() {
-        assert_eq!(Spread::of([9.0, 1.0, 2.0].into_iter()).median, 2.0);
-    }
 }

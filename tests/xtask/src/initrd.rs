@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use cpio::newc::{self, ModeFileType};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// The guest's first process; see the comments in the script for its three modes.
@@ -63,6 +64,29 @@ impl Archive {
         self.entry(name, ModeFileType::Symlink, 0o777, (0, 0), target.as_bytes())
     }
 
+    /// Adds a folder of the host's with all that is in it.
+    pub fn tree(&mut self, name: &str, from: &Path) -> Result<()> {
+        self.dir(name)?;
+        let entries = std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?;
+        let mut entries = entries.collect::<std::io::Result<Vec<_>>>()?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let path = entry.path();
+            let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+            let about = entry.metadata()?;
+            if about.is_symlink() {
+                self.symlink(&name, &std::fs::read_link(&path)?.to_string_lossy())?;
+            } else if about.is_dir() {
+                self.tree(&name, &path)?;
+            } else {
+                let bytes =
+                    std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                self.file(&name, about.permissions().mode() & 0o7777, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a character device.
     pub fn char_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
         self.entry(name, ModeFileType::Char, 0o600, (major, minor), &[])
@@ -110,4 +134,45 @@ pub fn run_archive(command: &str, marker: &str) -> Result<Vec<u8>> {
     archive.file("run.sh", 0o755, format!("{command}\n").as_bytes())?;
     archive.file("run.marker", 0o644, marker.as_bytes())?;
     archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::Cursor;
+
+    #[test]
+    fn tree_has_folders_before_what_is_in_them_and_links_as_links() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::create_dir(dir.path().join("b"))?;
+        fs::write(dir.path().join("b/program"), "text")?;
+        fs::set_permissions(dir.path().join("b/program"), fs::Permissions::from_mode(0o751))?;
+        std::os::unix::fs::symlink("b/nothing", dir.path().join("a"))?;
+        let mut archive = Archive::default();
+        archive.tree("top", dir.path())?;
+
+        let bytes = archive.finish()?;
+        let mut rest = Cursor::new(bytes.as_slice());
+        let mut seen = Vec::new();
+        loop {
+            let reader = newc::Reader::new(rest)?;
+            if reader.entry().is_trailer() {
+                break;
+            }
+            seen.push((reader.entry().name().to_owned(), reader.entry().mode()));
+            rest = reader.finish()?;
+        }
+        let named = |name: &str, mode: u32| (name.to_owned(), mode);
+        assert_eq!(
+            seen,
+            [
+                named("top", 0o040_755),
+                named("top/a", 0o120_777),
+                named("top/b", 0o040_755),
+                named("top/b/program", 0o100_751)
+            ]
+        );
+        Ok(())
+    }
 }

@@ -6,11 +6,10 @@ mod bench;
 
 use crate::{cross, guest, initrd, libraries, test, workspace};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-pub use bench::{command as bench, net as bench_net, virtio as bench_virtio};
+pub use bench::{command as bench, driver as bench_driver, net as bench_net, virtio as bench_virtio};
 use hvrun_tests::bare::Program;
 use hvrun_tests::disks::{self, Pattern};
 use hvrun_tests::process::Supervised;
-use hvrun_tests::virtiofsd;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -31,7 +30,7 @@ const CPU: &str = "cortex-a76";
 /// What a kernel does not need to do here, for both kernels.
 const TRIM: &str = "quiet nokaslr rodata=off mitigations=off cryptomgr.notests panic=-1 \
                     initcall_blacklist=load_system_certificate_list,jent_mod_init,bpf_tcp_ca_kfunc_init";
-/// How long the whole machine may take.
+/// How long a whole machine may take.
 const LIMIT: Duration = Duration::from_secs(900);
 /// How long one guest inside may take, in seconds of the outer machine.
 const GUEST_LIMIT_SECONDS: u32 = 400;
@@ -57,6 +56,8 @@ struct Machine {
     gic: u32,
     /// Its memory, as QEMU writes it.
     memory: &'static str,
+    /// How long it may take.
+    limit: Duration,
     /// Its checks, in the order in which they are run: functions of `lab/init` and `lab/devices`.
     checks: &'static [&'static str],
 }
@@ -67,6 +68,7 @@ const MACHINES: [Machine; 2] = [
         name: "gicv3",
         gic: 3,
         memory: "1536M",
+        limit: LIMIT,
         checks: &[
             "power_off_ends_with_0",
             "irqfd_signal_is_taken_as_an_interrupt",
@@ -88,6 +90,7 @@ const MACHINES: [Machine; 2] = [
         name: "gicv2",
         gic: 2,
         memory: "1536M",
+        limit: LIMIT,
         checks: &[
             "power_off_ends_with_0",
             "irqfd_signal_is_taken_as_an_interrupt",
@@ -278,10 +281,7 @@ fn add_virtiofsd(archive: &mut initrd::Archive) -> Result<()> {
     let dir = dir()?;
     let root = dir.join("virtiofsd");
     libraries::unpack(&dir.join("apt"), &VIRTIOFSD_PACKAGES, &root)?;
-    let mut places = virtiofsd::PLACES.iter().map(|place| place.trim_start_matches('/'));
-    let place = places.find(|place| root.join(place).is_file());
-    let place = place.with_context(|| format!("{} has no virtiofsd", root.display()))?;
-    libraries::add(archive, &libraries::files(&root, place)?)
+    libraries::add(archive, &libraries::files(&root, "virtiofsd")?)
 }
 
 /// Guests of a few instructions.
@@ -330,7 +330,7 @@ fn boot(
     let mut command = qemu(machine, kernel, initrd);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut log_file = fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-    let (process, mut child) = Supervised::spawn(&mut command, LIMIT)?;
+    let (process, mut child) = Supervised::spawn(&mut command, machine.limit)?;
     let mut serial = BufReader::new(child.stdout.take().context("no stdout")?);
     let mut line = Vec::new();
     while serial.read_until(b'\n', &mut line)? > 0 {
@@ -340,7 +340,7 @@ fn boot(
     }
     let ended = process.wait()?;
     if ended.timed_out {
-        bail!("the lab took more than {LIMIT:?}; {} has what the machine wrote", log.display());
+        bail!("the lab took more than {:?}; {} has what the machine wrote", machine.limit, log.display());
     }
     ensure!(ended.status.success(), "{} failed ({})", QEMU.0, ended.status);
     Ok(())

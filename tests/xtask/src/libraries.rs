@@ -5,7 +5,7 @@ use crate::apt::{self, Apt};
 use crate::initrd::Archive;
 use crate::{elf, guest};
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,9 @@ const FOLDERS: &[&str] = &[
     "usr/lib",
     "lib",
 ];
+
+/// Where packages have programs.
+const PROGRAM_FOLDERS: &[&str] = &["usr/bin", "usr/sbin", "bin", "sbin", "usr/libexec", "usr/lib/qemu"];
 
 /// Packages with libraries, by the beginnings of their names.
 const LIBRARY_PACKAGES: &[&str] = &["lib", "zlib"];
@@ -53,14 +56,28 @@ pub fn unpack(apt_dir: &Path, packages: &[&str], root: &Path) -> Result<()> {
     guest::write_atomically(&stamp, closure.join("\n").as_bytes())
 }
 
-/// The program at `program` below `root` and all that it loads, by their names in an initrd.
-pub fn files(root: &Path, program: &str) -> Result<BTreeMap<String, PathBuf>> {
-    let path = root.join(program);
-    let name = path.file_name().context("a program has a name")?.to_string_lossy();
+/// The program `name` of those below `root` and all that it loads, by their names in an initrd.
+pub fn files(root: &Path, name: &str) -> Result<BTreeMap<String, PathBuf>> {
+    let path = find_in(PROGRAM_FOLDERS, root, name)?;
     let mut files = BTreeMap::new();
-    let mut wanted = needed(&path)?;
-    files.insert(format!("bin/{name}"), path.clone());
+    load(&mut files, root, &path)?;
+    files.insert(format!("bin/{name}"), path);
     files.insert(LOADER.to_owned(), find(root, "ld-linux-aarch64.so.1")?);
+    Ok(files)
+}
+
+/// The module at `path` below a folder of libraries, which a program or a library looks for there by itself, with all that it loads, besides
+/// `files`.
+pub fn add_module(files: &mut BTreeMap<String, PathBuf>, root: &Path, path: &str) -> Result<()> {
+    let module = find(root, path)?;
+    load(files, root, &module)?;
+    files.insert(format!("{LIBRARIES}/{path}"), module);
+    Ok(())
+}
+
+/// Adds all that the dynamic linker loads for a program or a library.
+fn load(files: &mut BTreeMap<String, PathBuf>, root: &Path, path: &Path) -> Result<()> {
+    let mut wanted = needed(path)?;
     while let Some(name) = wanted.pop() {
         let target = format!("{LIBRARIES}/{name}");
         if name.starts_with("ld-linux") || files.contains_key(&target) {
@@ -70,13 +87,18 @@ pub fn files(root: &Path, program: &str) -> Result<BTreeMap<String, PathBuf>> {
         wanted.extend(needed(&path)?);
         files.insert(target, path);
     }
-    Ok(files)
+    Ok(())
 }
 
 /// Adds such files, and the folders they lie in, to an archive that has `bin`.
 pub fn add(archive: &mut Archive, files: &BTreeMap<String, PathBuf>) -> Result<()> {
-    for folder in ["lib", LIBRARIES] {
-        archive.dir(folder)?;
+    let above =
+        |name: &String| Path::new(name).ancestors().skip(1).map(Path::to_path_buf).collect::<Vec<_>>();
+    // In order, so that each folder is there before what it has.
+    let folders: BTreeSet<PathBuf> = files.keys().flat_map(above).collect();
+    let is_new = |folder: &&PathBuf| !folder.as_os_str().is_empty() && !folder.ends_with("bin");
+    for folder in folders.iter().filter(is_new) {
+        archive.dir(&folder.to_string_lossy())?;
     }
     for (name, path) in files {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -86,7 +108,11 @@ pub fn add(archive: &mut Archive, files: &BTreeMap<String, PathBuf>) -> Result<(
 }
 
 fn find(root: &Path, name: &str) -> Result<PathBuf> {
-    let found = FOLDERS.iter().map(|folder| root.join(folder).join(name)).find(|path| path.is_file());
+    find_in(FOLDERS, root, name)
+}
+
+fn find_in(folders: &[&str], root: &Path, name: &str) -> Result<PathBuf> {
+    let found = folders.iter().map(|folder| root.join(folder).join(name)).find(|path| path.is_file());
     found.with_context(|| format!("none of the packages in {} has {name}", root.display()))
 }
 

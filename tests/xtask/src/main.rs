@@ -42,9 +42,9 @@ Usage: cargo xtask COMMAND
   bench driver [--rounds N] [--quick] [--only SIDE]
                  a NixOS test's scenario by its driver's protocol, hvrun and QEMU in turn: the
                  whole, the time to the backdoor's banner, a command's round trip
-  bench lab [--rounds N] [--virtio | --net]
-                 boots (or disk and share, or network) on KVM, inside the lab's emulated machine,
-                 and the time to KVM_RUN
+  bench lab [--rounds N] [--virtio | --net | --driver]
+                 boots (or disk and share, or network, or the scenario of bench driver) on KVM,
+                 inside the lab's emulated machine, and the time to KVM_RUN
   lab [--list] [--release] [CHECK..]
                  boots hvrun's arm64 build, with KVM, inside an emulated machine: every check
                  or only these

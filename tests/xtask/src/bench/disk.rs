@@ -1,11 +1,12 @@
 //! `cargo xtask bench disk`: fio in the guest on a virtio disk whose image lies in the host's page cache.
 
+use super::QEMU;
 use super::options::{Options, Side};
 use super::virtio::{self, Bench, Rows, Tool};
-use super::{QEMU, Spread};
 use crate::test;
 use anyhow::{Context, Result};
 use hvrun_tests::disks::{self, Pattern};
+use hvrun_tests::spread::Spread;
 use std::path::Path;
 use std::process::Command;
 

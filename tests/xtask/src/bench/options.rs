@@ -47,6 +47,8 @@ pub struct Options {
     pub virtio: bool,
     /// Network cards in the place of boots.
     pub net: bool,
+    /// A NixOS test's scenario in the place of boots.
+    pub driver: bool,
     /// Only what is behind this kind of network.
     pub network: Option<String>,
 }
@@ -83,6 +85,7 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
         host: false,
         virtio: false,
         net: false,
+        driver: false,
         network: None,
     };
     let mut rest = rest.iter();
@@ -109,6 +112,7 @@ pub fn parse(words: &[String]) -> Result<(&str, Options)> {
             ("9p" | "net", "--host") => options.host = true,
             ("lab", "--virtio") => options.virtio = true,
             ("lab", "--net") => options.net = true,
+            ("lab", "--driver") => options.driver = true,
             ("net", "--network") => {
                 options.network = Some(match value()?.as_str() {
                     name @ ("user" | "vde") => name.to_owned(),

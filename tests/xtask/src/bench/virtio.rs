@@ -1,13 +1,14 @@
 //! What the benchmarks of virtio devices share: an initrd with modules, tools and a script, a boot of it by hvrun or by QEMU, and the table
 //! of what the script reports. Which devices there are and what is done with them is the caller's.
 
+use super::QEMU;
 use super::options::{Options, Side};
-use super::{QEMU, Spread};
 use crate::guest::Guest;
 use crate::initrd::{self, Archive};
 use crate::{cross, libraries, workspace};
 use anyhow::{Context, Result, ensure};
 use hvrun_tests::process::Supervised;
+use hvrun_tests::spread::Spread;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Read;
@@ -159,20 +160,20 @@ impl Tool {
         let mut archive = Archive::default();
         match self {
             // Large, because Debian's fio is linked with the clients of every storage there is.
-            Tool::Fio => libraries::add(&mut archive, &debian("fio")?)?,
-            Tool::Iperf3 => libraries::add(&mut archive, &debian("iperf3")?)?,
+            Tool::Fio => libraries::add(&mut archive, &debian("fio", "fio")?)?,
+            Tool::Iperf3 => libraries::add(&mut archive, &debian("iperf3", "iperf3")?)?,
             Tool::Probe => archive.file("bin/net_probe", 0o755, &probe()?)?,
         }
         archive.finish()
     }
 }
 
-/// The program that Debian's package `name` is for, and all that it loads, by their names in an initrd. Fetched once.
-pub fn debian(name: &str) -> Result<BTreeMap<String, PathBuf>> {
+/// The program `name` of Debian's package `package`, and all that it loads, by their names in an initrd. Fetched once.
+pub fn debian(package: &str, name: &str) -> Result<BTreeMap<String, PathBuf>> {
     let dir = crate::guest::dir();
-    let root = dir.join(name);
-    libraries::unpack(&dir.join("apt"), &[name], &root)?;
-    libraries::files(&root, &format!("usr/bin/{name}"))
+    let root = dir.join(package);
+    libraries::unpack(&dir.join("apt"), &[package], &root)?;
+    libraries::files(&root, name)
 }
 
 /// `net_probe` for guests.
@@ -196,7 +197,7 @@ fn script_archive(script: &str, settings: &str) -> Result<Vec<u8>> {
 /// The rows of a table: a value's name, what it is, and how to print it.
 pub type Rows = [(&'static str, &'static str)];
 
-/// Prints the medians of both sides; a ratio above 1 says that hvrun is faster.
+/// Prints the medians of both sides; of rates, a ratio above 1 says that hvrun is faster, and of times one below.
 pub fn print(rows: &Rows, measured: &[(Side, Vec<Report>)]) {
     let of = |side: Side, name: &str| {
         let reports = measured.iter().filter(|(whose, _)| *whose == side).flat_map(|(_, reports)| reports);
@@ -206,9 +207,7 @@ pub fn print(rows: &Rows, measured: &[(Side, Vec<Report>)]) {
     for (name, about) in rows {
         let (ours, theirs) = (of(Side::Hvrun, name), of(Side::Qemu, name));
         let cell = |spread: Spread| if spread.median.is_nan() { "-".to_owned() } else { short(spread) };
-        let ratio = ours.median / theirs.median;
-        let ratio = if ratio.is_nan() { "-".to_owned() } else { format!("{ratio:.2}") };
-        println!("  {about:<36} {:>26} {:>26} {ratio:>7}", cell(ours), cell(theirs));
+        println!("  {about:<36} {:>26} {:>26} {:>7}", cell(ours), cell(theirs), ours.ratio(theirs));
     }
     println!();
 }

@@ -1,16 +1,17 @@
 //! `cargo xtask bench lab`: hvrun beside Debian's arm64 QEMU, both on KVM inside the lab's machine, in turn. What is measured is in
 //! `lab/bench`; this puts QEMU and its libraries into the machine and prints medians. Times are of an emulated machine: only ratios count.
 
-use super::{GUEST_LIMIT_SECONDS, Machine, QEMU, TRIM, boot, dir, hvrun, outer_initrd};
+use super::{GUEST_LIMIT_SECONDS, LIMIT, Machine, QEMU, TRIM, boot, dir, hvrun, outer_initrd};
 use crate::apt::{self, Apt};
 use crate::bench::virtio::{self, Rows, Tool};
-use crate::bench::{Spread, disk, net, ninep};
-use crate::{guest, test};
+use crate::bench::{disk, net, ninep};
+use crate::{cross, guest, libraries, systemd, test};
 use anyhow::{Context, Result, ensure};
+use hvrun_tests::driver::scenario;
+use hvrun_tests::spread::Spread;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// What the outer machine runs.
 const SCRIPT: &str = include_str!("../../lab/bench");
@@ -18,16 +19,16 @@ const SCRIPT: &str = include_str!("../../lab/bench");
 const VIRTIO_SCRIPT: &str = include_str!("../../lab/bench-virtio");
 /// What it runs to measure network cards.
 const NET_SCRIPT: &str = include_str!("../../lab/bench-net");
+/// What it runs to measure a NixOS test's scenario.
+const DRIVER_SCRIPT: &str = include_str!("../../lab/bench-driver");
 /// Where.
-const MACHINE: Machine = Machine { name: "bench", gic: 3, memory: "2G", checks: &[] };
+const MACHINE: Machine = Machine { name: "bench", gic: 3, memory: "2G", limit: LIMIT, checks: &[] };
 /// QEMU's program in its package.
 const PROGRAM: &str = "usr/bin/qemu-system-aarch64";
-/// The dynamic linker: where programs look for it.
-const LOADER: &str = "lib/ld-linux-aarch64.so.1";
-/// Where the dynamic linker looks for libraries, on a Debian of arm64.
-const LIBRARIES: &str = "lib/aarch64-linux-gnu";
-/// Says what a program needs, and the Debian package that has it.
-const OBJDUMP: (&str, &str) = ("aarch64-linux-gnu-objdump", "binutils-aarch64-linux-gnu");
+/// What QEMU and its libraries look for themselves, relative to where they lie: virtio-gpu-pci, which machines of NixOS tests have, and the
+/// VDE switch.
+const MODULES: &[&str] =
+    &["qemu/hw-display-virtio-gpu.so", "qemu/hw-display-virtio-gpu-pci.so", "vdeplug/libvdeplug_vde.so"];
 
 /// The values that the script reports, and what they are.
 const VALUES: &Rows = &[
@@ -60,7 +61,7 @@ const DISK_SETTINGS: &str = "SERIAL=bench\nSECONDS_EACH=1\nWARM_UP=0\n";
 /// `cargo xtask bench lab`.
 pub fn command(rounds: usize) -> Result<()> {
     let guest = guest::ensure()?;
-    let measured = measure(&guest, rounds, SCRIPT, "", Extra::default())?;
+    let measured = measure(&MACHINE, &guest, rounds, SCRIPT, "", Extra::default())?;
     println!(
         "On KVM in an emulated machine, guest of 256 MiB, {rounds} rounds in turn, median (smallest to largest)\n"
     );
@@ -77,7 +78,7 @@ pub fn virtio(rounds: usize) -> Result<()> {
         ("lab/9p.cpio", virtio::initrd(&guest, ninep::SCRIPT, &ninep_settings, &[])?),
     ];
     let extra = Extra { files, ..Extra::default() };
-    let measured = measure(&guest, rounds, VIRTIO_SCRIPT, NINEP_SETTINGS, extra)?;
+    let measured = measure(&MACHINE, &guest, rounds, VIRTIO_SCRIPT, NINEP_SETTINGS, extra)?;
     println!(
         "On KVM in an emulated machine, guest of 512 MiB, {rounds} rounds in turn, median (smallest to largest); above 1 \
          hvrun is faster\n"
@@ -97,10 +98,11 @@ pub fn net(rounds: usize) -> Result<()> {
     let settings = net::script_settings(iperf, probe, 4, 2, "5M");
     let extra = Extra {
         files: vec![("lab/net.cpio", virtio::initrd(&guest, net::SCRIPT, &settings, net::TOOLS)?)],
-        programs: virtio::debian("iperf3")?,
-        probe: Some(virtio::probe()?),
+        programs: virtio::debian("iperf3", "iperf3")?,
+        ours: vec![("bin/net_probe", virtio::probe()?)],
+        ..Extra::default()
     };
-    let measured = measure(&guest, rounds, NET_SCRIPT, &settings, extra)?;
+    let measured = measure(&MACHINE, &guest, rounds, NET_SCRIPT, &settings, extra)?;
     println!(
         "On KVM in an emulated machine, guest of 512 MiB, {rounds} rounds in turn, median (smallest to largest); above 1 \
          hvrun is faster\n"
@@ -111,6 +113,40 @@ pub fn net(rounds: usize) -> Result<()> {
     Ok(())
 }
 
+/// How often the scenario repeats what takes milliseconds.
+const TRIPS: usize = 10;
+/// What it runs besides: the switch between its machines and what formats their root disks, each with the Debian package that has it.
+const DRIVER_PROGRAMS: [(&str, &str); 2] = [("vde_switch", "vde-switch"), ("mke2fs", "e2fsprogs")];
+
+/// `cargo xtask bench lab --driver`.
+pub fn driver(rounds: usize) -> Result<()> {
+    let guest = guest::ensure()?;
+    let systemd = systemd::ensure(&guest)?;
+    let limit = LIMIT.saturating_mul(u32::try_from(rounds).context("too many rounds")?);
+    // It has the store, which is copied at its boot, and a guest of 1 GiB.
+    let machine = Machine { memory: "4G", limit, ..MACHINE };
+    let mut programs = BTreeMap::new();
+    for (program, package) in DRIVER_PROGRAMS {
+        programs.extend(virtio::debian(package, program)?);
+    }
+    // As hvrun, whose libraries are then built once.
+    let program = cross::static_example("hvrun-tests", "driver_bench", "release")?;
+    let extra = Extra {
+        files: vec![("lab/initrd-systemd.cpio", fs::read(systemd.initrd)?)],
+        programs,
+        ours: vec![("bin/driver_bench", fs::read(program)?)],
+        trees: vec![("lab/store", systemd.store)],
+    };
+    let settings = format!("TRIPS={TRIPS}\nMACHINE_LIMIT={}\n", LIMIT.as_secs());
+    let measured = measure(&machine, &guest, rounds, DRIVER_SCRIPT, &settings, extra)?;
+    println!(
+        "On KVM in an emulated machine, one machine with systemd (not two), {rounds} rounds in turn, median (smallest to largest); below 1 \
+         hvrun is faster\n"
+    );
+    measured.print(scenario::ROWS);
+    Ok(())
+}
+
 /// What the outer machine has for a script.
 #[derive(Debug, Default)]
 struct Extra {
@@ -118,39 +154,40 @@ struct Extra {
     files: Vec<(&'static str, Vec<u8>)>,
     /// Programs and their libraries, by their names.
     programs: BTreeMap<String, PathBuf>,
-    /// `net_probe`.
-    probe: Option<Vec<u8>>,
+    /// Programs of this project.
+    ours: Vec<(&'static str, Vec<u8>)>,
+    /// Folders of the host's, with all that is in them.
+    trees: Vec<(&'static str, PathBuf)>,
 }
 
-/// Runs `script` for so many rounds, with `settings`, shell assignments, and with `extra` in the outer machine.
+/// Runs `script` in `machine` for so many rounds, with `settings`, shell assignments, and with `extra` in it.
 fn measure(
+    machine: &Machine,
     guest: &guest::Guest,
     rounds: usize,
     script: &str,
     settings: &str,
     extra: Extra,
 ) -> Result<Measured> {
-    test::install_debian_packages(&[QEMU, OBJDUMP])?;
+    test::install_debian_packages(&[QEMU])?;
     let hvrun = hvrun("release")?;
     let dir = dir()?;
     let qemu = qemu_root(&dir)?;
     let mut archive = outer_initrd(guest, &hvrun)?;
-    for folder in ["lib", LIBRARIES] {
-        archive.dir(folder)?;
-    }
     let mut programs = extra.programs;
     programs.extend(qemu_files(&qemu)?);
-    for (name, path) in programs {
-        archive.file(&name, 0o755, &fs::read(path)?)?;
+    libraries::add(&mut archive, &programs)?;
+    for (name, bytes) in extra.ours {
+        archive.file(name, 0o755, &bytes)?;
     }
-    if let Some(probe) = extra.probe {
-        archive.file("bin/net_probe", 0o755, &probe)?;
+    for (name, path) in extra.trees {
+        archive.tree(name, &path)?;
     }
     for (name, bytes) in extra.files {
         archive.file(name, 0o644, &bytes)?;
     }
     archive.file("lab/bench", 0o644, script.as_bytes())?;
-    archive.file(&format!("lab/checks.{}", MACHINE.name), 0o644, b"")?;
+    archive.file(&format!("lab/checks.{}", machine.name), 0o644, b"")?;
     let settings = format!("LIMIT={GUEST_LIMIT_SECONDS}\nTRIM='{TRIM}'\nROUNDS={rounds}\n{settings}");
     archive.file("lab/settings", 0o644, settings.as_bytes())?;
     let initrd = dir.join("bench.cpio");
@@ -158,9 +195,9 @@ fn measure(
 
     let log = dir.join("bench.log");
     let mut measured = Measured::default();
-    boot(&MACHINE, &guest.kernel, &initrd, &log, &mut |line| measured.read(line))?;
+    boot(machine, &guest.kernel, &initrd, &log, &mut |line| measured.read(line))?;
     ensure!(
-        measured.rounds > rounds && measured.failure.is_none(),
+        measured.round == Some(rounds) && measured.failure.is_none(),
         "the benchmark did not come to its end{}; {} has what the machine wrote",
         measured.failure.map(|line| format!(": {line}")).unwrap_or_default(),
         log.display()
@@ -188,45 +225,20 @@ fn qemu_root(dir: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// The program, the dynamic linker and all libraries that they need, by their names in the machine.
+/// The program with its modules and all that they load, by their names in the machine.
 fn qemu_files(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let mut files = BTreeMap::new();
-    let program = root.join(PROGRAM);
-    let mut wanted = needed(&program)?;
-    files.insert("bin/qemu-system-aarch64".to_owned(), program);
-    files.insert(LOADER.to_owned(), find(root, "ld-linux-aarch64.so.1")?);
-    while let Some(name) = wanted.pop() {
-        let path = find(root, &name)?;
-        let target = format!("{LIBRARIES}/{name}");
-        if name.starts_with("ld-linux") || files.contains_key(&target) {
-            continue;
-        }
-        wanted.extend(needed(&path)?);
-        files.insert(target, path);
+    let mut files = libraries::files(root, QEMU.0)?;
+    for name in MODULES {
+        libraries::add_module(&mut files, root, name)?;
     }
     Ok(files)
-}
-
-/// A library among the unpacked packages.
-fn find(root: &Path, name: &str) -> Result<PathBuf> {
-    let folders = ["usr/lib/aarch64-linux-gnu", "lib/aarch64-linux-gnu", "usr/lib", "lib"];
-    let found = folders.iter().map(|folder| root.join(folder).join(name)).find(|path| path.is_file());
-    found.with_context(|| format!("none of QEMU's packages has {name}"))
-}
-
-/// The libraries that a program or a library names.
-fn needed(path: &Path) -> Result<Vec<String>> {
-    let output = Command::new(OBJDUMP.0).arg("-p").arg(path).output().context("cannot run objdump")?;
-    ensure!(output.status.success(), "objdump cannot read {}", path.display());
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().filter_map(|line| Some(line.trim().strip_prefix("NEEDED")?.trim().to_owned())).collect())
 }
 
 /// What the machine has reported.
 #[derive(Debug, Default)]
 struct Measured {
-    /// Rounds begun. The first warms up and does not count.
-    rounds: usize,
+    /// The round that runs. That of number 0 warms up and does not count.
+    round: Option<usize>,
     values: HashMap<(String, String), Vec<f64>>,
     failure: Option<String>,
 }
@@ -236,10 +248,10 @@ impl Measured {
         let words: Vec<&str> = line.split(' ').collect();
         match words.as_slice() {
             ["LAB-CHECK", "round", round] => {
-                self.rounds += 1;
+                self.round = round.parse().ok();
                 eprintln!("round {round}");
             }
-            ["LAB-VALUE", who, name, number] if self.rounds > 1 => {
+            ["LAB-VALUE", who, name, number] if self.round > Some(0) => {
                 let values = self.values.entry(((*who).to_owned(), (*name).to_owned())).or_default();
                 values.extend(number.parse::<f64>());
             }
@@ -256,12 +268,8 @@ impl Measured {
                 Spread::of(values.into_iter().flatten().copied())
             };
             let (ours, theirs) = (spread("hvrun"), spread("qemu"));
-            println!(
-                "{about:<36} {:>26} {:>26} {:>7.2}",
-                ours.to_string(),
-                theirs.to_string(),
-                ours.median / theirs.median
-            );
+            let ratio = ours.ratio(theirs);
+            println!("{about:<36} {:>26} {:>26} {ratio:>7}", ours.to_string(), theirs.to_string());
         }
     }
 }
