@@ -125,18 +125,18 @@ fn a_machine_that_reboots_keeps_its_sockets_and_one_that_crashes_keeps_its_disk(
     let driver = Driver::hvrun()?;
     let mut machine = driver.machine("machine", 1)?;
     machine.start_allowing_reboot()?;
-    let first = machine.succeed("echo flushed > /root/file; sync; cat /proc/sys/kernel/random/boot_id")?;
+    let first = machine.succeed("echo flushed > /var/lib/file; sync; cat /proc/sys/kernel/random/boot_id")?;
     machine.reboot()?;
     let second = machine.succeed("cat /proc/sys/kernel/random/boot_id")?;
     ensure!(first != second, "it has not booted again");
     ensure!(machine.send_monitor_command("info status")?.contains("running"));
     assert_eq!(machine.qmp("query-status")?["status"], "running");
-    machine.succeed("echo again >> /root/file; sync")?;
+    machine.succeed("echo again >> /var/lib/file; sync")?;
     machine.crash()?;
     disks::check_qcow2(machine.disk())?;
 
     machine.start()?;
-    assert_eq!(machine.succeed("cat /root/file")?, "flushed\nagain\n");
+    assert_eq!(machine.succeed("cat /var/lib/file")?, "flushed\nagain\n");
     machine.release()?;
     Ok(())
 }

@@ -113,9 +113,12 @@ impl fmt::Debug for MsiPort {
 
 #[cfg(test)]
 pub(crate) mod fake {
-    //! A sink that only remembers.
+    //! A sink and a backend that only remember.
 
+    use std::os::fd::AsRawFd;
     use std::sync::Mutex;
+
+    use hvrun_arch::{Datamatch, HypervisorError};
 
     use super::*;
     use crate::util::lock;
@@ -136,35 +139,17 @@ pub(crate) mod fake {
             lock(&self.0).push((addr, data));
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-    use std::sync::Mutex;
-
-    use hvrun_arch::{Datamatch, HypervisorError};
-
-    use super::*;
-    use crate::util::lock;
-
-    const V2M: Window = Window::new(0x0802_0000, 0x1000);
-    const DOORBELL: u64 = 0x0802_0040;
-
-    #[derive(Default)]
-    struct Chip(Mutex<Vec<(u64, u32)>>);
-
-    impl IrqChip for Chip {
-        fn set_spi(&self, _: Spi, _: bool) {}
-
-        fn send_msi(&self, addr: u64, data: u32) {
-            lock(&self.0).push((addr, data));
-        }
-    }
 
     /// A backend with eventfds: knows which SPIs have one.
     #[derive(Default)]
-    struct Fds(Mutex<Vec<(Spi, i32)>>);
+    pub(crate) struct Fds(Mutex<Vec<(Spi, i32)>>);
+
+    impl Fds {
+        /// The SPIs that have one.
+        pub(crate) fn spis(&self) -> Vec<Spi> {
+            lock(&self.0).iter().map(|(spi, _)| *spi).collect()
+        }
+    }
 
     impl EventFds for Fds {
         fn register_irqfd(&self, spi: Spi, fd: BorrowedFd<'_>) -> Result<(), HypervisorError> {
@@ -183,6 +168,29 @@ mod tests {
 
         fn unregister_ioevent(&self, _: u64, _: Datamatch, _: BorrowedFd<'_>) -> Result<(), HypervisorError> {
             Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::fake::Fds;
+    use super::*;
+    use crate::util::lock;
+
+    const V2M: Window = Window::new(0x0802_0000, 0x1000);
+    const DOORBELL: u64 = 0x0802_0040;
+
+    #[derive(Default)]
+    struct Chip(Mutex<Vec<(u64, u32)>>);
+
+    impl IrqChip for Chip {
+        fn set_spi(&self, _: Spi, _: bool) {}
+
+        fn send_msi(&self, addr: u64, data: u32) {
+            lock(&self.0).push((addr, data));
         }
     }
 
@@ -205,7 +213,7 @@ mod tests {
         port.send(DOORBELL, 80);
         port.send(DOORBELL, 80);
         port.send(DOORBELL, 143);
-        let spis: Vec<Spi> = lock(&fds.0).iter().map(|(spi, _)| *spi).collect();
+        let spis = fds.spis();
         assert_eq!(spis, [Spi(48), Spi(111)]);
         assert!(lock(&chip.0).is_empty());
     }
@@ -217,7 +225,7 @@ mod tests {
             [(DOORBELL, 79), (DOORBELL, 144), (DOORBELL, u32::MAX), (DOORBELL + 4, 80), (0x4000_0000, 80)];
         others.iter().for_each(|(addr, data)| port.send(*addr, *data));
         assert_eq!(*lock(&chip.0), others);
-        assert!(lock(&fds.0).is_empty());
+        assert!(fds.spis().is_empty());
     }
 
     #[test]
@@ -225,10 +233,10 @@ mod tests {
         let (_, fds, port) = port_with_fds();
         let event = crate::sys::Event::new().unwrap();
         let route = port.bind(DOORBELL, 81, event.as_fd());
-        let spis: Vec<Spi> = lock(&fds.0).iter().map(|(spi, _)| *spi).collect();
+        let spis = fds.spis();
         assert_eq!(spis, [Spi(49)]);
         drop(route);
-        assert!(lock(&fds.0).is_empty());
+        assert!(fds.spis().is_empty());
     }
 
     #[test]
@@ -238,7 +246,7 @@ mod tests {
         for (addr, data) in [(DOORBELL, 79), (DOORBELL, 144), (DOORBELL + 4, 80)] {
             assert!(port.bind(addr, data, event.as_fd()).is_none(), "{addr:#x} {data}");
         }
-        assert!(lock(&fds.0).is_empty());
+        assert!(fds.spis().is_empty());
     }
 
     #[test]
@@ -246,6 +254,6 @@ mod tests {
         let (_, fds, port) = port_with_fds();
         port.send(DOORBELL, 80);
         drop(port);
-        assert!(lock(&fds.0).is_empty());
+        assert!(fds.spis().is_empty());
     }
 }

@@ -309,15 +309,12 @@ fn aligned(offset: u64, len: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use hvrun_arch::aarch64::layout::Window;
-    use hvrun_arch::{Datamatch, HypervisorError, Spi};
 
     use super::*;
     use crate::irq::fake::FakeChip;
     use crate::pci::msi::MsiPort;
-    use crate::pci::msi::fake::Messages;
+    use crate::pci::msi::fake::{Fds, Messages};
 
     const ENABLE: u16 = CONTROL_ENABLE;
     const ENABLE_MASKED: u16 = CONTROL_ENABLE | CONTROL_MASK;
@@ -447,37 +444,13 @@ mod tests {
         assert_eq!(msix.pba_size(), 24);
     }
 
-    /// A sink that knows which messages have an event.
-    #[derive(Default)]
-    struct Routes(Mutex<Vec<(Spi, i32)>>);
-
-    impl hvrun_arch::EventFds for Routes {
-        fn register_irqfd(&self, spi: Spi, fd: BorrowedFd<'_>) -> Result<(), HypervisorError> {
-            lock(&self.0).push((spi, fd.as_raw_fd()));
-            Ok(())
-        }
-
-        fn unregister_irqfd(&self, spi: Spi, fd: BorrowedFd<'_>) -> Result<(), HypervisorError> {
-            lock(&self.0).retain(|known| *known != (spi, fd.as_raw_fd()));
-            Ok(())
-        }
-
-        fn register_ioevent(&self, _: u64, _: Datamatch, _: BorrowedFd<'_>) -> Result<(), HypervisorError> {
-            Ok(())
-        }
-
-        fn unregister_ioevent(&self, _: u64, _: Datamatch, _: BorrowedFd<'_>) -> Result<(), HypervisorError> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn a_bound_event_is_an_interrupt_only_while_its_vector_can_be_sent() {
-        let routes = Arc::new(Routes::default());
+        let fds = Arc::new(Fds::default());
         let v2m = Window::new(0x0802_0000, 0x1000);
-        let port = MsiPort::new(Arc::new(FakeChip::default()), Some(routes.clone()), v2m);
+        let port = MsiPort::new(Arc::new(FakeChip::default()), Some(fds.clone()), v2m);
         let msix = Msix::new(2, Arc::new(port));
-        let spis = || lock(&routes.0).iter().map(|(spi, _)| spi.0).collect::<Vec<u32>>();
+        let spis = || fds.spis().iter().map(|spi| spi.0).collect::<Vec<u32>>();
         let event = crate::sys::Event::new().unwrap();
         program(&msix, 1);
         msix.bind(1, event.as_fd());

@@ -109,8 +109,8 @@ fn there_and_back(machine: &mut Machine) -> Result<()> {
     let dir = tempfile::tempdir().context("no temporary folder")?;
     let (file, back) = (dir.path().join("file"), dir.path().join("back"));
     Pattern { seed: 0 }.write(&file, 1 << 20)?;
-    machine.copy_from_host(&file, "/root/file")?;
-    machine.copy_from_vm("/root/file", &back)?;
+    machine.copy_from_host(&file, "/var/lib/file")?;
+    machine.copy_from_vm("/var/lib/file", &back)?;
     ensure!(fs::read(&file)? == fs::read(&back)?, "the file was changed on its way");
     Ok(())
 }
